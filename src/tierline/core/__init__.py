@@ -1,0 +1,1 @@
+"""Data and contracts only: nouns, events, actions, views, errors, Protocols. Imports nothing of ours."""

@@ -1,0 +1,63 @@
+"""Every error that Tierline raises on purpose.
+
+::
+
+    TierlineError                 one clear sentence: what was wrong, what was given, what is allowed
+    ├── InvalidInput              the user's input cannot be used (exit code 2, HTTP 422)
+    │   ├── UnknownName           a name that is in no registry; the message lists the known ones
+    │   └── NotFound              a job, sweep or file that does not exist (HTTP 404)
+    ├── Refused                   understood, but not allowed (exit code 2, HTTP 403)
+    ├── StateTooNew               the state was written by a newer Tierline
+    ├── DaemonUnavailable         nothing answers on the socket (exit code 3)
+    └── MissingExtra              a feature whose optional package is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TierlineError(Exception):
+    """Root of the tree. `str(error)` is one sentence that can be shown to a user as it is."""
+
+
+class InvalidInput(TierlineError):
+    """Input that cannot be used."""
+
+
+class UnknownName(InvalidInput):
+    """A name that no registry holds.
+
+    >>> str(UnknownName("policy", "fifi", ["fair", "fifo"]))
+    "unknown policy 'fifi': did you mean 'fifo'? Known: fair, fifo."
+    """
+
+    def __init__(self, what: str, given: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(given, names, n=1)
+        hint = f" did you mean '{near[0]}'?" if near else ""
+        super().__init__(f"unknown {what} '{given}':{hint} Known: {', '.join(names)}.")
+
+
+class NotFound(InvalidInput):
+    """Something named by the user does not exist."""
+
+
+class Refused(TierlineError):
+    """Understood, but not allowed to this user or in this state."""
+
+
+class StateTooNew(TierlineError):
+    """The state folder was written by a newer version; nothing was touched."""
+
+
+class DaemonUnavailable(TierlineError):
+    """No daemon answers on the socket."""
+
+
+class MissingExtra(TierlineError):
+    """An optional package is missing; the message names the extra to install."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra '{extra}': pip install 'tierline[{extra}]'.")

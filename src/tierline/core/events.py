@@ -1,0 +1,123 @@
+"""What happened, in the past tense. Events are the only input of a scheduler; the event table holds them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierline.core.nouns import Job, Node, Outcome, Report, Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node offers its devices (again): the first event of every run."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is gone with everything on it. Its jobs start again from their checkpoints elsewhere."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesBlocked:
+    """Processes that are not ours use these devices: nothing new is placed there. Replaces the earlier set."""
+
+    node: str
+    device_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharesSet:
+    """An administrator set the shares of users (or of sweeps, under `--fair-by sweep`)."""
+
+    shares: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepDeclared:
+    sweep: Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JobHeld:
+    """The user holds a job back; if it runs, it checkpoints and leaves its devices."""
+
+    job_id: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobReleased:
+    job_id: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    job_id: str
+    by: str
+    reason: str = "stopped by its user"
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """The backend confirms that this attempt runs."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReported:
+    """A batch of reports, oldest first."""
+
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobExited:
+    """An attempt has ended and its devices are free.
+
+    `preempted` and `stopped` say that we asked for it; `lost` that the machinery under the job failed (its node, its
+    supervisor), which is no fault of the job's. `reason` is a sentence for the user.
+    """
+
+    job_id: str
+    attempt: int
+    outcome: Outcome
+    reason: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that the scheduler had set. `name` is `quantum` or `fill`."""
+
+    name: str
+
+
+Event = (
+    NodeJoined
+    | NodeLost
+    | DevicesBlocked
+    | SharesSet
+    | SweepDeclared
+    | JobSubmitted
+    | JobHeld
+    | JobReleased
+    | StopRequested
+    | JobStarted
+    | ProgressReported
+    | JobExited
+    | TimerFired
+)
