@@ -1,0 +1,1 @@
+"""The loop, the event table and the measures of a run."""
