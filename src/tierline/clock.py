@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from enum import IntEnum
+from typing import Protocol
 
 from tierline.core.events import Event, JobExited, ProgressReported, TimerFired
 
@@ -34,10 +35,19 @@ def order_of(event: Event) -> Order:
     return Order.FACT
 
 
+class EventSource(Protocol):
+    """Makes events when they are due instead of posting them beforehand, so that it can still take them back."""
+
+    def next_before(self, limit: tuple[int, int] | None) -> tuple[int, Event] | None:
+        """Its earliest event as (time_ns, event) if that comes before `limit` (time_ns, order; None = no limit)."""
+        ...
+
+
 class SimClock:
     """Virtual time: `next` returns the earliest event and sets the time to it."""
 
     def __init__(self, start_ns: int = 0) -> None:
+        self._source: EventSource | None = None
         self._now_ns = start_ns
         self._heap: list[tuple[int, int, int, Event]] = []
         self._seq = itertools.count()
@@ -49,7 +59,16 @@ class SimClock:
         at = self._now_ns if at_ns is None else max(at_ns, self._now_ns)
         heapq.heappush(self._heap, (at, order_of(event), next(self._seq), event))
 
+    def attach(self, source: EventSource) -> None:
+        """Ask `source` for its events too; there is at most one (a simulated cluster)."""
+        self._source = source
+
     def next(self) -> Event | None:
+        if self._source is not None:
+            limit = self._heap[0][:2] if self._heap else None
+            if (made := self._source.next_before(limit)) is not None:
+                self._now_ns = max(made[0], self._now_ns)
+                return made[1]
         if not self._heap:
             return None
         at, _, _, event = heapq.heappop(self._heap)
@@ -64,15 +83,16 @@ class SimClock:
 class WallClock:
     """Real time (Unix epoch, so that it survives a restart; never steps back within a process).
 
-    `post` may be called from any thread. `next` blocks until an event is due; None after `close`.
+    `post` may be called from any thread. `next` blocks until an event is due; None after `close`. `not_before_ns` is
+    the time of the newest event on record: a machine clock that was set back does not take the run back with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, not_before_ns: int = 0) -> None:
         self._heap: list[tuple[int, int, int, Event]] = []
         self._seq = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self._epoch_ns = max(time.time_ns(), not_before_ns) - time.monotonic_ns()
 
     def now_ns(self) -> int:
         return self._epoch_ns + time.monotonic_ns()

@@ -8,6 +8,7 @@
     │   └── NotFound              a job, sweep or file that does not exist (HTTP 404)
     ├── Refused                   understood, but not allowed (exit code 2, HTTP 403)
     ├── StateTooNew               the state was written by a newer Tierline
+    ├── StateUnusable             the state folder is in use, full or damaged (exit code 2, HTTP 503)
     ├── DaemonUnavailable         nothing answers on the socket (exit code 3)
     └── MissingExtra              a feature whose optional package is not installed
 """
@@ -50,6 +51,10 @@ class Refused(TierlineError):
 
 class StateTooNew(TierlineError):
     """The state folder was written by a newer version; nothing was touched."""
+
+
+class StateUnusable(TierlineError):
+    """The state folder cannot be used: another daemon has it, the disk is full, or its content is damaged."""
 
 
 class DaemonUnavailable(TierlineError):

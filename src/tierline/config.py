@@ -1,0 +1,227 @@
+"""The composition root: `tierline.toml` and flags -> options -> wired objects. Nobody else joins the layers.
+
+Order of precedence: flag, `[daemon]` table of the configuration file, default. The file is `--config`, else
+`$XDG_CONFIG_HOME/tierline/tierline.toml` where it exists. The state folder is `--state`, else `$TIERLINE_HOME`, else
+`$XDG_STATE_HOME/tierline` (`~/.local/state/tierline`). Heavy modules are imported when they are wired, so that a
+command which only talks to the daemon starts fast.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from tierline.core.errors import InvalidInput, UnknownName
+from tierline.core.nouns import NS_PER_S, Job, Node
+
+if TYPE_CHECKING:
+    from tierline.backends.jobs.local.backend import LocalBackend
+    from tierline.clock import WallClock
+    from tierline.schedulers.jobs import JobScheduler
+
+SOCKET_PATH_BYTES = 107  # what a Unix socket's address holds on Linux, less its closing zero
+
+
+def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's state folder; it need not exist."""
+    if home := environ.get("TIERLINE_HOME"):
+        return Path(home).expanduser().absolute()
+    if xdg := environ.get("XDG_STATE_HOME"):
+        return Path(xdg) / "tierline"
+    return Path.home() / ".local" / "state" / "tierline"
+
+
+def config_file(environ: Mapping[str, str] = os.environ) -> Path:
+    xdg = environ.get("XDG_CONFIG_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".config") / "tierline" / "tierline.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class StatePaths:
+    """What lies where in a state folder."""
+
+    root: Path
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def run(self) -> Path:
+        """Private folder (0700) of the socket."""
+        return self.root / "run"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "tierline.sock"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens.json"
+
+    @property
+    def jobs(self) -> Path:
+        """The local backend's folder: one folder a job, which outlives the daemon."""
+        return self.root / "jobs"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "daemon.log"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """What `tierline up` can be told. `slots` None = this machine's GPUs, else so many CPU slots; `listen` "" = the
+    Unix socket alone; `allowed_hosts` are further names under which the TCP address may be called."""
+
+    state: Path
+    slots: int | None = None
+    policy: str = "explsched"
+    quantum: float = 60.0
+    restart_cost: float = 30.0
+    fair_by: Literal["job", "user", "sweep"] = "job"
+    fill: float = 0.02
+    seed: int = 0
+    listen: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    snapshot_every: int = 2_000
+
+    def __post_init__(self) -> None:
+        if self.slots is not None and not 1 <= self.slots <= 4096:
+            raise InvalidInput(f"--slots {self.slots}: between 1 and 4096 CPU slots are allowed.")
+        if not 0.05 <= self.quantum <= 86_400:
+            raise InvalidInput(f"--quantum {self.quantum}: between 0.05 and 86400 seconds are allowed.")
+        if not 0 <= self.restart_cost <= 86_400:
+            raise InvalidInput(f"--restart-cost {self.restart_cost}: between 0 and 86400 seconds are allowed.")
+        if self.fair_by not in ("job", "user", "sweep"):
+            raise UnknownName("fairness unit", self.fair_by, ("job", "user", "sweep"))
+        if not 0 <= self.fill <= 60:
+            raise InvalidInput(f"fill = {self.fill}: between 0 and 60 seconds are allowed.")
+        if self.snapshot_every < 1:
+            raise InvalidInput(f"snapshot_every = {self.snapshot_every}: at least 1 event is needed.")
+        if self.listen:
+            parse_listen(self.listen)
+        length = len(os.fsencode(StatePaths(self.state).socket))
+        if length > SOCKET_PATH_BYTES:
+            raise InvalidInput(
+                f"The state folder '{self.state}' has too long a name: its socket's path takes {length} bytes and "
+                f"{SOCKET_PATH_BYTES} are allowed; choose a shorter --state."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run's decisions depend on besides its events; recorded with the run, so that replay can repeat it."""
+
+    policy: str
+    quantum_ns: int
+    restart_ns: int
+    fill_ns: int
+    seed: int
+    fair_by: Literal["job", "user", "sweep"]
+
+
+def setting_of(options: DaemonOptions) -> Setting:
+    return Setting(
+        policy=options.policy,
+        quantum_ns=round(options.quantum * NS_PER_S),
+        restart_ns=round(options.restart_cost * NS_PER_S),
+        fill_ns=round(options.fill * NS_PER_S),
+        seed=options.seed,
+        fair_by=options.fair_by,
+    )
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[V6]:PORT` -> (host, port); port 0 lets the system choose."""
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise InvalidInput(f"--listen '{listen}': HOST:PORT is needed, with a port up to 65535, as in 127.0.0.1:8642.")
+    return host, int(port)
+
+
+def read_options(config: Path | None, flags: Mapping[str, Any]) -> DaemonOptions:
+    """Join the configuration file with the flags given (None = not given). Raises `InvalidInput` with one sentence."""
+    path = config if config is not None else config_file()
+    values: dict[str, Any] = {}
+    if config is not None or path.exists():
+        values = _read_table(path)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    state = Path(values.pop("state", None) or state_dir()).expanduser().absolute()
+    try:
+        return replace(msgspec.convert({**values, "state": str(state)}, DaemonOptions, dec_hook=_path), state=state)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"The daemon's options cannot be used: {error}.") from error
+
+
+def _path(kind: type, value: Any) -> Any:
+    return kind(value)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"The configuration file '{path}' cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"The configuration file '{path}' is no TOML: {error}.") from error
+    for name in table:
+        if name != "daemon":
+            raise UnknownName(f"table in '{path}'", name, ("daemon",))
+    daemon = table.get("daemon", {})
+    known = tuple(entry.name for entry in fields(DaemonOptions))
+    for name in daemon:
+        if name not in known:
+            raise UnknownName(f"key of [daemon] in '{path}'", name, known)
+    return dict(daemon)
+
+
+def build_scheduler(setting: Setting) -> JobScheduler:
+    """The job tier as the setting says, in its initial state. Raises `UnknownName` for a policy nobody has."""
+    from tierline.policies.jobs import create
+    from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
+
+    options = JobSchedulerOptions(
+        quantum_ns=setting.quantum_ns,
+        restart_ns=setting.restart_ns,
+        seed=setting.seed,
+        fair_by=setting.fair_by,
+        fill_ns=setting.fill_ns,
+    )
+    return JobScheduler(create(setting.policy), options)
+
+
+def policy_names() -> dict[str, str]:
+    """Every policy of the job tier with the first line of its docstring."""
+    from tierline.policies.jobs import POLICIES, create
+
+    return {name: (type(create(name)).__doc__ or "").strip().split("\n")[0] for name in POLICIES}
+
+
+def node_name() -> str:
+    return socket.gethostname().split(".")[0] or "local"
+
+
+def discover_node(options: DaemonOptions) -> Node:
+    """This machine as a node: its GPUs, or `slots` CPU slots."""
+    from tierline.backends.jobs.local.devices import discover
+
+    return Node(node_name(), discover(options.slots))
+
+
+def build_backend(options: DaemonOptions, clock: WallClock, lookup: Callable[[str], Job]) -> LocalBackend:
+    from tierline.backends.jobs.local.backend import LocalBackend
+
+    return LocalBackend(clock, StatePaths(options.state).jobs, node_name(), lookup)
