@@ -190,7 +190,7 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 def build_scheduler(setting: Setting) -> JobScheduler:
     """The job tier as the setting says, in its initial state. Raises `UnknownName` for a policy nobody has."""
-    from tierline.policies.jobs import create
+    from tierline.policies.jobs import make_policy
     from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
 
     options = JobSchedulerOptions(
@@ -200,14 +200,14 @@ def build_scheduler(setting: Setting) -> JobScheduler:
         fair_by=setting.fair_by,
         fill_ns=setting.fill_ns,
     )
-    return JobScheduler(create(setting.policy), options)
+    return JobScheduler(make_policy(setting.policy), options)
 
 
 def policy_names() -> dict[str, str]:
     """Every policy of the job tier with the first line of its docstring."""
-    from tierline.policies.jobs import POLICIES, create
+    from tierline.policies.jobs import POLICIES, policy_class
 
-    return {name: (type(create(name)).__doc__ or "").strip().split("\n")[0] for name in POLICIES}
+    return {name: (policy_class(name).__doc__ or "").strip().split("\n")[0] for name in POLICIES}
 
 
 def node_name() -> str:

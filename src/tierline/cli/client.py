@@ -106,13 +106,13 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Bytes of a job's output from `offset` (moved up when older output was rotated away: `skipped_bytes` of it);
-    ask again from `next_offset`. `ended`: the job is over and nothing follows."""
+    """Bytes of a job's output; ask again from `next_offset`, which is a mark rather than a count. `gap`: output
+    between the mark and `data` was rotated away before it was asked for. `ended`: the job is over and nothing
+    follows."""
 
     data: bytes
-    offset: int
     next_offset: int
-    skipped_bytes: int
+    gap: bool
     ended: bool
 
 
@@ -205,15 +205,14 @@ class Client:
         return self._ask("GET", f"/v1/jobs/{_segment(job_id)}/reports", dict[str, list[ReportRow]])["reports"]
 
     def logs(self, job_id: str, offset: int = 0, limit: int = 1 << 20) -> LogChunk:
-        """Output from `offset`; a negative offset counts from the end."""
+        """Output from `offset`: a `next_offset`, or bytes from the oldest output kept, or if negative from the end."""
         params = {"offset": str(offset), "limit": str(limit)}
         answer = self._send("GET", f"/v1/jobs/{_segment(job_id)}/logs", params=params)
         head = answer.headers
         return LogChunk(
             data=answer.content,
-            offset=int(head["x-tierline-offset"]),
             next_offset=int(head["x-tierline-next-offset"]),
-            skipped_bytes=int(head["x-tierline-skipped"]),
+            gap=head["x-tierline-gap"] == "true",
             ended=head["x-tierline-ended"] == "true",
         )
 
@@ -255,11 +254,11 @@ class Client:
         return self._send("GET", "/metrics").text
 
     def follow(self, job_id: str, offset: int = 0, limit: int = 1 << 20) -> Iterator[LogChunk]:
-        """Chunks of output from `offset` until the job has ended. A chunk may be empty: wait a little before the next."""
+        """Chunks of output from `offset` until the job has ended. After an empty one wait a little."""
         while True:
             chunk = self.logs(job_id, offset, limit)
             yield chunk
-            if chunk.ended and not chunk.data:
+            if chunk.ended:
                 return
             offset = chunk.next_offset
 

@@ -62,7 +62,9 @@ def _action(row: dict[str, Any]) -> Action:
 def _decode(table: dict[str, type], what: str, kind: str, read: Any) -> Any:
     shape = table.get(kind)
     if shape is None:
-        raise StateUnusable(f"The record of an {what} has the unknown kind '{kind}'; known: {', '.join(sorted(table))}.")
+        raise StateUnusable(
+            f"The record of an {what} has the unknown kind '{kind}'; known: {', '.join(sorted(table))}."
+        )
     try:
         return read(shape)
     except msgspec.DecodeError as error:  # ValidationError is one too

@@ -1,4 +1,4 @@
-"""The event table in SQLite: the truth of a live run. State is a fold over it (`replay.py`), snapshots shorten the fold.
+"""The event table in SQLite: the truth of a live run. State is a fold over it (`replay.py`); snapshots shorten that.
 
 Tables::
 
@@ -15,6 +15,7 @@ folder's `lock`, held until `close`, released by the kernel whatever kills the p
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -52,7 +53,8 @@ CREATE TABLE events(seq INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, kind TEXT
                     actions TEXT NOT NULL);
 CREATE TABLE mentions(job_id TEXT NOT NULL, what TEXT NOT NULL, seq INTEGER NOT NULL,
                       PRIMARY KEY(job_id, what, seq)) WITHOUT ROWID;
-CREATE TABLE snapshots(seq INTEGER NOT NULL, run INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY(seq, run)) WITHOUT ROWID;
+CREATE TABLE snapshots(seq INTEGER NOT NULL, run INTEGER NOT NULL, body TEXT NOT NULL,
+                       PRIMARY KEY(seq, run)) WITHOUT ROWID;
 """
 
 
@@ -107,7 +109,9 @@ class EventTable:
             self._db.close()
 
     def runs(self) -> list[Run]:
-        return [Run(*row) for row in self._all("SELECT run, after_seq, time_ns, version, setting FROM runs ORDER BY run")]
+        return [
+            Run(*row) for row in self._all("SELECT run, after_seq, time_ns, version, setting FROM runs ORDER BY run")
+        ]
 
     def snapshot(self) -> Snapshot | None:
         """The newest one."""
@@ -210,7 +214,7 @@ class EventStore:
                 (self._seq, time_ns, version, setting),
             )
             self._run = int(cursor.lastrowid or 0)
-            self._write_snapshot()
+            self._write_snapshot(self._seq)
             self._db.execute("COMMIT")
 
     def append(self, entries: Sequence[tuple[int, Event, Sequence[Action]]]) -> None:
@@ -228,12 +232,10 @@ class EventStore:
                 self._db.executemany(
                     "INSERT INTO mentions(job_id, what, seq) VALUES (?, ?, ?)", [(*mark, seq) for mark in marks]
                 )
+            if seq - self._snapshot_seq >= self._snapshot_every:
+                self._write_snapshot(seq)
             self._db.execute("COMMIT")
             self._seq = seq
-            if seq - self._snapshot_seq >= self._snapshot_every:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._write_snapshot()
-                self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Write a last snapshot if all is well, and let the folder go. May be called twice."""
@@ -244,7 +246,7 @@ class EventStore:
                 if self._dump is not None and not self._broken and self._snapshot_seq < self._seq:
                     with self._guard("write a snapshot"):
                         self._db.execute("BEGIN IMMEDIATE")
-                        self._write_snapshot()
+                        self._write_snapshot(self._seq)
                         self._db.execute("COMMIT")
             finally:
                 self.table.close()
@@ -252,15 +254,17 @@ class EventStore:
                 os.close(self._folder_lock)
                 self._folder_lock = -1
 
-    def _write_snapshot(self) -> None:
+    def _write_snapshot(self, seq: int) -> None:
+        """Within the caller's transaction, so that a batch and its snapshot are written together or not at all."""
         assert self._dump is not None, "a run begins before its events"
         body = json.dumps(self._dump(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        self._db.execute("INSERT OR REPLACE INTO snapshots(seq, run, body) VALUES (?, ?, ?)", (self._seq, self._run, body))
+        self._db.execute("INSERT OR REPLACE INTO snapshots(seq, run, body) VALUES (?, ?, ?)", (seq, self._run, body))
         self._db.execute(
-            "DELETE FROM snapshots WHERE (seq, run) NOT IN (SELECT seq, run FROM snapshots ORDER BY seq DESC, run DESC LIMIT ?)",
+            "DELETE FROM snapshots WHERE (seq, run) NOT IN "
+            "(SELECT seq, run FROM snapshots ORDER BY seq DESC, run DESC LIMIT ?)",
             (KEPT_SNAPSHOTS,),
         )
-        self._snapshot_seq = self._seq
+        self._snapshot_seq = seq
 
     def _guard(self, what: str) -> _Guard:
         return _Guard(self, what)
@@ -268,10 +272,8 @@ class EventStore:
     def _fail(self, what: str, error: BaseException) -> StateUnusable:
         if not self._broken:
             if self._db.in_transaction:
-                try:
+                with contextlib.suppress(sqlite3.Error):  # closing the connection, which is next, rolls back too
                     self._db.execute("ROLLBACK")
-                except sqlite3.Error:
-                    pass  # the connection is closed next, which rolls back too
             hint = " Make room on that disk and start the daemon again." if "full" in str(error) else ""
             self._broken = (
                 f"The daemon could not {what} in '{self._path}' ({error}) and has to end; "
