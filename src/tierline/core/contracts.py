@@ -15,13 +15,14 @@ from tierline.core.views import ClusterView, Plan
 class JobPolicy(Protocol):
     """Decides which jobs shall hold which share of the cluster. Pure but for its own declared memory.
 
-    `preemptive`: wants a round at every quantum. `needs_forecast`: wants `ClusterView.forecast`. `work_conserving`:
-    promises to leave no device free while an eligible job fits. `rng` is seeded by the round, so a decision depends on
-    the view, the policy's memory and the run's seed alone.
+    `preemptive`: wants a round at every quantum. `needs_forecast`: wants `ClusterView.forecast`, with `needs_curves`
+    also its `curves`. `work_conserving`: promises to leave no device free while an eligible job fits. `rng` is seeded by
+    the round, so a decision depends on the view, the policy's memory and the run's seed alone.
     """
 
     preemptive: ClassVar[bool]
     needs_forecast: ClassVar[bool]
+    needs_curves: ClassVar[bool]
     work_conserving: ClassVar[bool]
 
     def plan(self, view: ClusterView, rng: random.Random) -> Plan: ...

@@ -25,9 +25,10 @@ class JobColumns:
     Units: `*_ns` nanoseconds on the run's clock, `attained_gpu_ns` GPU-nanoseconds received, `gpus` devices held now
     (0 when not running), `gpu_type` index into `ClusterView.gpu_types` of the devices held (−1 when none).
     `eligible`: may run now (queued, or running and not asked to leave). `type_speed` (J × T): speed on each type
-    relative to the slowest, 0.0 where the job cannot run. `speedup`: per job None (one size) or an array of length
-    max_gpus + 1 with the speed at n GPUs relative to one, concave above min_gpus. `step`: newest reported step, −1 before the first report.
-    `restarts`: attempts after the first. `weight`: share of the user or sweep divided over its live jobs.
+    relative to the slowest, 0.0 where the job cannot run. `speedup`: None (one size), or an array of length
+    max_gpus + 1 with the speed at n GPUs relative to min_gpus, concave above it. `step`: newest reported step, −1 before
+    the first report. `restarts`: attempts after the first. `weight`: 1, or the share of the user or sweep divided over
+    its live jobs. Rows of jobs that have just ended may linger, neither eligible nor running.
     """
 
     job_id: tuple[str, ...]
@@ -59,21 +60,35 @@ class JobColumns:
 
 
 @dataclass(frozen=True, slots=True)
+class CurveForecast:
+    """What fitted learning curves say (`perf/curves.py`), per live job.
+
+    `loss_drop`: expected drop of the loss within the next quantum on min_gpus, divided by the largest drop the job has
+    shown; 1.0 (optimistic) before three reports. `remaining_s`: seconds on min_gpus until the curve is flat or the
+    declared steps are done. `asymptote`: expected final loss, NaN before three reports.
+    """
+
+    loss_drop: Floats
+    remaining_s: Floats
+    asymptote: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """Predictions from reports alone (`perf/forecast.py`), per live job. Utility has no unit (0 = chance, 1 = target).
 
-    `utility` so far; `density` best future average slope, utility per GPU-second, with the restart cost in it for a
-    job that does not run; `keep_density` the same for a running job without any restart cost (equal to `density`
-    while it runs); `quantum_gain` expected utility gain within the next quantum on min_gpus; `remaining_s` expected
-    GPU-seconds until the curve is flat or the declared steps are done; `step_s` seconds a step (0 = unknown).
+    `utility` so far. `density`: best future average slope, utility per GPU-second on min_gpus, the restart in it for a
+    job that would have to load its checkpoint. `gain`: utility still to be had, whatever it costs. `unexplored`: fewer
+    than two reports and little service, so nothing is known yet. `step_s`: seconds a step, 0.0 = unknown. `curves` is
+    None unless the policy declares `needs_curves`.
     """
 
     utility: Floats
     density: Floats
-    quantum_gain: Floats
-    loss_drop: Floats  # expected drop of the raw loss within the next quantum, divided by the job's largest drop so far
-    remaining_s: Floats
+    gain: Floats
+    unexplored: Bools
     step_s: Floats
+    curves: CurveForecast | None
 
 
 @dataclass(frozen=True, slots=True)

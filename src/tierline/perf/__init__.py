@@ -1,0 +1,1 @@
+"""Pure predictions: learning curves, prices, speed-up, and the bound that nothing can beat."""

@@ -1,0 +1,1 @@
+"""Small pure policies, one file each. A policy proposes; its scheduler disposes."""

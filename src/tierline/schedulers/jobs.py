@@ -1,0 +1,638 @@
+"""The job tier's state machine: events in, actions out, no I/O. Policies propose, this disposes.
+
+Legal moves::
+
+    WAITING -> QUEUED <-> HELD            dependencies, hold and release
+    QUEUED -> STARTING -> RUNNING         a round placed it; the backend confirmed
+    STARTING | RUNNING -> RELEASING       asked to leave (preempt, hold, stop)
+    RELEASING -> QUEUED | HELD            left; waits for its next attempt
+    STARTING | RUNNING -> QUEUED          lost through no fault of its own, within `max_restarts`
+    any live phase -> COMPLETED | FAILED | STOPPED
+
+Rounds. A *quantum* round, at multiples of `quantum_ns`, may preempt; a *fill* round, soon after a device came free or a
+job arrived, only hands out free devices. Both ask the policy the same question. Devices of a preempted job come free when
+the backend reports its exit; the fill round that follows gives them to the best waiting job, so that live and simulated
+clusters, with slow and instant exits, take one path.
+
+Over 400 lines with its neighbours in mind: the transitions stand in one place on purpose.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, SetTimer, StartJob, StopJob
+from tierline.core.contracts import JobPolicy
+from tierline.core.errors import NotFound
+from tierline.core.events import (
+    DevicesBlocked,
+    Event,
+    JobExited,
+    JobHeld,
+    JobReleased,
+    JobStarted,
+    JobSubmitted,
+    NodeJoined,
+    NodeLost,
+    ProgressReported,
+    SharesSet,
+    StopRequested,
+    SweepDeclared,
+    TimerFired,
+)
+from tierline.core.nouns import NS_PER_S, Job, Phase, Sweep
+from tierline.core.status import AttemptStatus, ClusterStatus, DeviceStatus, JobStatus
+from tierline.core.views import EMPTY_PLAN, ClusterView, Floats, Grant, Plan
+from tierline.perf.forecast import ForecastBank
+from tierline.schedulers import job_checks, job_snapshot
+from tierline.schedulers.job_record import JobRecord, Leaving
+from tierline.schedulers.job_table import JobTable
+from tierline.schedulers.placement import DevicePool
+
+FairBy = Literal["job", "user", "sweep"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSchedulerOptions:
+    """`quantum_ns` between preemptive rounds; `restart_ns` expected cost of a resumption (checkpoint load, start-up);
+    `fill_ns` how long a fill round waits for company; `fair_by` whose jobs share one weight; `seed` of the rounds."""
+
+    quantum_ns: int = 60 * NS_PER_S
+    restart_ns: int = 30 * NS_PER_S
+    fill_ns: int = 0
+    fair_by: FairBy = "job"
+    seed: int = 0
+
+
+class JobScheduler:
+    """`handle(now_ns, event)` folds one event into the state and returns what is to be done. Deterministic."""
+
+    def __init__(self, policy: JobPolicy, options: JobSchedulerOptions = JobSchedulerOptions()) -> None:
+        self.policy = policy
+        self.options = options
+        self._pool = DevicePool()
+        self._table = JobTable()
+        self._bank = ForecastBank()
+        self._jobs: dict[str, JobRecord] = {}
+        self._sweeps: dict[str, Sweep] = {}
+        self._users: dict[str, int] = {}
+        self._sweep_index: dict[str, int] = {}
+        self._shares: dict[str, float] = {}
+        self._dependents: dict[str, list[str]] = {}
+        self._deadlines: dict[str, int] = {}
+        self._timers: dict[str, int] = {}
+        self._price: dict[str, float] = {}
+        self._round = 0
+        self._queued = 0
+        self._elastic = 0
+        self._weights_stale = False
+        self._handlers: dict[type, Callable[[int, Any], list[Action]]] = {
+            NodeJoined: self._on_node_joined,
+            NodeLost: self._on_node_lost,
+            DevicesBlocked: self._on_devices_blocked,
+            SharesSet: self._on_shares_set,
+            SweepDeclared: self._on_sweep_declared,
+            JobSubmitted: self._on_job_submitted,
+            JobHeld: self._on_job_held,
+            JobReleased: self._on_job_released,
+            StopRequested: self._on_stop_requested,
+            JobStarted: self._on_job_started,
+            ProgressReported: self._on_progress_reported,
+            JobExited: self._on_job_exited,
+            TimerFired: self._on_timer_fired,
+        }
+
+    # ---- the two entrances -------------------------------------------------------------------------------------
+
+    def handle(self, now_ns: int, event: Event) -> list[Action]:
+        """Fold one event. Events about jobs or attempts that are over are ignored (they crossed an answer)."""
+        return self._handlers[type(event)](now_ns, event)
+
+    def check(self, events: Sequence[Event]) -> None:
+        """Raises `InvalidInput` with one sentence when a user's events cannot all be accepted; changes nothing."""
+        new_ids: set[str] = set()
+        for event in events:
+            match event:
+                case JobSubmitted(job):
+                    job_checks.check_job(job, self._jobs, new_ids, self._pool)
+                    new_ids.add(job.job_id)
+                case SweepDeclared(sweep):
+                    job_checks.check_sweep(sweep, self._sweeps)
+                case JobHeld(job_id) | StopRequested(job_id):
+                    job_checks.live_record(job_id, self._jobs)
+                case JobReleased(job_id):
+                    job_checks.check_release(job_id, self._jobs)
+                case SharesSet(shares):
+                    job_checks.check_shares(shares)
+                case _:
+                    pass
+
+    # ---- nodes and devices -------------------------------------------------------------------------------------
+
+    def _on_node_joined(self, now_ns: int, event: NodeJoined) -> list[Action]:
+        known = len(self._pool.gpu_types)
+        self._pool.join(event.node)
+        if len(self._pool.gpu_types) != known:
+            self._table.set_type_count(len(self._pool.gpu_types))
+            self._table.set_types([self._type_speed(self._jobs[job_id].job) for job_id in self._table.ids])
+        return self._want_fill(now_ns)
+
+    def _on_node_lost(self, now_ns: int, event: NodeLost) -> list[Action]:
+        actions: list[Action] = []
+        for job_id in self._pool.leave(event.name):
+            record = self._jobs[job_id]
+            if any(self._pool.node_of(d) is not None for d in record.device_ids):
+                actions.append(PreemptJob(job_id, record.attempt, f"node {event.name} is lost: {event.reason}"))
+            actions += self._lost(now_ns, record, f"node {event.name} is lost: {event.reason}")
+        return actions
+
+    def _on_devices_blocked(self, now_ns: int, event: DevicesBlocked) -> list[Action]:
+        self._pool.block(event.node, event.device_ids, event.reason)
+        return self._want_fill(now_ns)
+
+    # ---- users -------------------------------------------------------------------------------------------------
+
+    def _on_shares_set(self, now_ns: int, event: SharesSet) -> list[Action]:
+        self._shares.update(event.shares)
+        self._weights_stale = True
+        return []
+
+    def _on_sweep_declared(self, now_ns: int, event: SweepDeclared) -> list[Action]:
+        sweep = event.sweep
+        if sweep.sweep_id not in self._sweeps:
+            self._sweeps[sweep.sweep_id] = sweep
+            self._bank.declare(self._sweep_row(sweep.sweep_id), sweep.chance, sweep.target)
+        return []
+
+    def _on_job_submitted(self, now_ns: int, event: JobSubmitted) -> list[Action]:
+        job = event.job
+        user = self._users.setdefault(job.user, len(self._users))
+        sweep = self._sweep_row(job.sweep or f"job:{job.job_id}")
+        row = self._table.append(job, now_ns, user, sweep, self._type_speed(job))
+        self._bank.append(sweep, job.total_steps, job.params, job.kind)
+        record = JobRecord(job, now_ns, row)
+        self._jobs[job.job_id] = record
+        self._weights_stale = True
+        self._elastic += job.max_gpus > job.min_gpus
+        actions: list[Action] = []
+        ended = [self._jobs[d] for d in job.after if self._jobs[d].phase in (Phase.FAILED, Phase.STOPPED)]
+        if ended:
+            return self._end(now_ns, record, Phase.STOPPED, _dependency_reason(ended[0]))
+        for dependency in job.after:
+            if self._jobs[dependency].phase is not Phase.COMPLETED:
+                record.waits_for += 1
+                self._dependents.setdefault(dependency, []).append(job.job_id)
+        if job.deadline_ns:
+            self._deadlines[job.job_id] = job.deadline_ns
+            actions += self._set_timer("deadline", min(self._deadlines.values()))
+        if job.held:
+            record.phase, record.reason = Phase.HELD, "held by its user"
+        elif record.waits_for:
+            record.phase, record.reason = Phase.WAITING, f"waits for {', '.join(job.after)}"
+        else:
+            self._enqueue(record)
+        return actions + self._want_fill(now_ns)
+
+    def _on_job_held(self, now_ns: int, event: JobHeld) -> list[Action]:
+        record = self._live(event.job_id)
+        if record is None or record.phase is Phase.HELD:
+            return []
+        if record.phase.holds_devices:
+            if record.leaving == "stop":
+                return []
+            return self._ask_to_leave(record, "hold", f"held by {event.by}")
+        self._dequeue(record)
+        record.phase, record.reason = Phase.HELD, f"held by {event.by}"
+        return []
+
+    def _on_job_released(self, now_ns: int, event: JobReleased) -> list[Action]:
+        record = self._live(event.job_id)
+        if record is None:
+            return []
+        if record.leaving == "hold":
+            record.leaving = "preempt"
+        elif record.phase is Phase.HELD:
+            self._requeue(now_ns, record, f"released by {event.by}")
+        return self._want_fill(now_ns)
+
+    def _on_stop_requested(self, now_ns: int, event: StopRequested) -> list[Action]:
+        record = self._live(event.job_id)
+        if record is None or record.leaving == "stop":
+            return []
+        return self._stop(now_ns, record, f"{event.reason} ({event.by})" if event.by else event.reason)
+
+    # ---- what backends report ----------------------------------------------------------------------------------
+
+    def _on_job_started(self, now_ns: int, event: JobStarted) -> list[Action]:
+        record = self._live(event.job_id)
+        if record is not None and record.attempt == event.attempt and record.phase is Phase.STARTING:
+            record.phase = Phase.RUNNING
+        return []
+
+    def _on_progress_reported(self, now_ns: int, event: ProgressReported) -> list[Action]:
+        table = self._table
+        for report in event.reports:
+            record = self._jobs.get(report.job_id)
+            if record is None:
+                continue
+            record.report_offset = max(record.report_offset, report.offset)
+            record.reports += 1
+            record.step = max(record.step, report.step)
+            if report.loss is not None:
+                record.loss = report.loss
+                record.best_loss = report.loss if record.best_loss is None else min(record.best_loss, report.loss)
+            row = record.row
+            if row < 0:
+                continue
+            table.ints("step")[row] = record.step
+            table.ints("reports")[row] = record.reports
+            self._bank.observe(row, report.step, report.loss, report.time_ns, report.attempt, self._speed(record))
+        return []
+
+    def _on_job_exited(self, now_ns: int, event: JobExited) -> list[Action]:
+        record = self._live(event.job_id)
+        if record is None or record.attempt != event.attempt or not record.phase.holds_devices:
+            return []
+        leaving = record.leaving
+        if event.outcome == "completed":
+            return self._end(now_ns, record, Phase.COMPLETED, event.reason)
+        if event.outcome == "lost" and leaving != "stop":
+            return self._lost(now_ns, record, event.reason)
+        if event.outcome == "stopped" or leaving == "stop":
+            why = record.reason if leaving == "stop" else event.reason
+            return self._end(now_ns, record, Phase.STOPPED, why)
+        if event.outcome == "failed" and not leaving:
+            return self._end(now_ns, record, Phase.FAILED, event.reason)
+        self._vacate(now_ns, record)
+        if leaving == "hold":
+            record.phase = Phase.HELD
+        else:
+            self._requeue(now_ns, record, record.reason)
+        return self._want_fill(now_ns)
+
+    # ---- transitions -------------------------------------------------------------------------------------------
+
+    def _enqueue(self, record: JobRecord) -> None:
+        record.phase = Phase.QUEUED
+        self._table.bools("eligible")[record.row] = True
+        self._queued += 1
+
+    def _dequeue(self, record: JobRecord) -> None:
+        if record.phase is Phase.QUEUED:
+            self._table.bools("eligible")[record.row] = False
+            self._queued -= 1
+
+    def _requeue(self, now_ns: int, record: JobRecord, reason: str) -> None:
+        """Back to the queue (or to waiting for dependencies) after a hold, a preemption or a loss."""
+        record.reason = reason
+        self._table.ints("queued_ns")[record.row] = now_ns
+        if record.waits_for:
+            record.phase = Phase.WAITING
+        else:
+            self._enqueue(record)
+
+    def _vacate(self, now_ns: int, record: JobRecord) -> None:
+        """Take the job off its devices and settle its account."""
+        received = len(record.device_ids) * (now_ns - record.started_ns)
+        record.attained_gpu_ns += received
+        self._pool.release(record.device_ids)
+        record.device_ids, record.leaving = (), ""
+        row, table = record.row, self._table
+        table.ints("attained_gpu_ns")[row] = record.attained_gpu_ns
+        table.ints("gpus")[row] = 0
+        table.ints("gpu_type")[row] = -1
+        table.bools("running")[row] = False
+        table.bools("eligible")[row] = False
+
+    def _lost(self, now_ns: int, record: JobRecord, reason: str) -> list[Action]:
+        hold, stop = record.leaving == "hold", record.leaving == "stop"
+        record.losses += 1
+        if stop:
+            return self._end(now_ns, record, Phase.STOPPED, record.reason)
+        if record.losses > record.job.max_restarts:
+            why = f"{reason}; lost {record.losses} times, its limit is {record.job.max_restarts}"
+            return self._end(now_ns, record, Phase.FAILED, why)
+        self._vacate(now_ns, record)
+        if hold:
+            record.phase = Phase.HELD
+        else:
+            self._requeue(now_ns, record, f"starts again: {reason}")
+        return self._want_fill(now_ns)
+
+    def _ask_to_leave(
+        self, record: JobRecord, leaving: Leaving, reason: str, density: float = 0.0, price: float = 0.0
+    ) -> list[Action]:
+        record.leaving, record.reason = leaving, reason
+        record.phase = Phase.RELEASING
+        self._table.bools("eligible")[record.row] = False
+        if leaving == "stop":
+            return [StopJob(record.job.job_id, record.attempt, reason)]
+        return [PreemptJob(record.job.job_id, record.attempt, reason, density, price)]
+
+    def _stop(self, now_ns: int, record: JobRecord, reason: str) -> list[Action]:
+        if record.phase.holds_devices:
+            return self._ask_to_leave(record, "stop", reason)
+        return self._end(now_ns, record, Phase.STOPPED, reason)
+
+    def _end(self, now_ns: int, record: JobRecord, phase: Phase, reason: str) -> list[Action]:
+        if record.phase.holds_devices:
+            self._vacate(now_ns, record)
+        else:
+            self._dequeue(record)
+        record.utility = self._bank.utility(record.row)
+        self._bank.end(record.row, phase)
+        self._table.end(record.row)
+        job = record.job
+        record.row, record.phase, record.reason, record.ended_ns = -1, phase, reason, now_ns
+        self._weights_stale = True
+        self._elastic -= job.max_gpus > job.min_gpus
+        self._deadlines.pop(job.job_id, None)
+        actions: list[Action] = [RecordEnd(job.job_id, phase.name.lower(), reason)]
+        for dependent_id in self._dependents.pop(job.job_id, ()):
+            dependent = self._live(dependent_id)
+            if dependent is None:
+                continue
+            if phase is not Phase.COMPLETED:
+                actions += self._stop(now_ns, dependent, _dependency_reason(record))
+                continue
+            dependent.waits_for -= 1
+            if dependent.waits_for == 0 and dependent.phase is Phase.WAITING:
+                self._requeue(now_ns, dependent, "its dependencies have completed")
+        self._compact()
+        return actions + self._want_fill(now_ns)
+
+    def _compact(self) -> None:
+        if not self._table.wants_compaction():
+            return
+        keep = self._table.compact()
+        self._bank.compact(keep)
+        for row, job_id in enumerate(self._table.ids):
+            self._jobs[job_id].row = row
+
+    # ---- rounds ------------------------------------------------------------------------------------------------
+
+    def _want_fill(self, now_ns: int) -> list[Action]:
+        """A fill round when there is something to hand out and somebody to take it; the next quantum when due."""
+        actions: list[Action] = []
+        if self._queued and self._pool.free_count:
+            actions += self._set_timer("fill", now_ns + self.options.fill_ns)
+        if self.policy.preemptive and (self._queued or self._elastic):
+            quantum = self.options.quantum_ns
+            actions += self._set_timer("quantum", (now_ns // quantum + 1) * quantum)
+        return actions
+
+    def _set_timer(self, name: str, at_ns: int) -> list[Action]:
+        pending = self._timers.get(name)
+        if pending is not None and pending <= at_ns:
+            return []
+        self._timers[name] = at_ns
+        return [SetTimer(name, at_ns)]
+
+    def _on_timer_fired(self, now_ns: int, event: TimerFired) -> list[Action]:
+        due = self._timers.get(event.name)
+        if due is None or due > now_ns:
+            return []  # set again for another time since
+        del self._timers[event.name]
+        if event.name == "deadline":
+            return self._enforce_deadlines(now_ns)
+        actions: list[Action] = []
+        if event.name == "quantum":
+            actions += self._round_of(now_ns, may_preempt=True)
+            if self._queued or self._elastic:
+                actions += self._set_timer("quantum", now_ns + self.options.quantum_ns)
+        elif self._queued and self._pool.free_count:
+            actions += self._round_of(now_ns, may_preempt=False)
+        return actions
+
+    def _enforce_deadlines(self, now_ns: int) -> list[Action]:
+        actions: list[Action] = []
+        for job_id in [j for j, at_ns in self._deadlines.items() if at_ns <= now_ns]:
+            del self._deadlines[job_id]
+            record = self._live(job_id)
+            if record is not None:
+                actions += self._stop(now_ns, record, "its deadline has passed")
+        if self._deadlines:
+            actions += self._set_timer("deadline", min(self._deadlines.values()))
+        return actions
+
+    def view(self, now_ns: int, *, may_preempt: bool) -> ClusterView:
+        """What the policy sees now. Windows on live columns: valid until the next event is handled."""
+        if self._weights_stale:
+            self._reweigh()
+        columns = self._table.columns(now_ns)
+        forecast = None
+        if self.policy.needs_forecast:
+            forecast = self._bank.forecast(
+                columns,
+                now_ns,
+                self.options.quantum_ns / 1e9,
+                self.options.restart_ns / 1e9,
+                curves=self.policy.needs_curves,
+            )
+        return ClusterView(
+            now_ns=now_ns,
+            quantum_ns=self.options.quantum_ns,
+            restart_ns=self.options.restart_ns,
+            may_preempt=may_preempt,
+            gpu_types=tuple(self._pool.gpu_types),
+            free=self._pool.free(),
+            total=self._pool.total(),
+            jobs=columns,
+            forecast=forecast,
+            users=tuple(self._users),
+            sweeps=tuple(self._sweep_index),
+        )
+
+    def _round_of(self, now_ns: int, *, may_preempt: bool) -> list[Action]:
+        self._round += 1
+        rng = random.Random(self.options.seed * 1_000_003 + self._round)
+        view = self.view(now_ns, may_preempt=may_preempt)
+        plan = self.policy.plan(view, rng)
+        if plan is EMPTY_PLAN:
+            return []
+        if plan.price is not None:
+            self._price = dict(plan.price)
+        if plan.density is not None:
+            self._table.floats("bid")[: len(plan.density)] = plan.density
+        return self._carry_out(now_ns, plan, may_preempt=may_preempt)
+
+    def _carry_out(self, now_ns: int, plan: Plan, *, may_preempt: bool) -> list[Action]:
+        actions: list[Action] = []
+        records = [(grant, self._jobs[self._table.ids[grant.row]]) for grant in plan.grants]
+        for drop in plan.drops:
+            dropped = self._live(self._table.ids[drop.row])
+            if dropped is not None and dropped.leaving != "stop":
+                actions += self._stop(now_ns, dropped, drop.reason)
+        leaving = False
+        for grant, record in records:
+            job_id = record.job.job_id
+            holds = len(record.device_ids)
+            if record.phase.is_terminal or record.phase is Phase.RELEASING or holds == grant.gpus > 0:
+                continue
+            price = self._price_for(grant)
+            if holds:
+                if not may_preempt or not record.job.preemptible:
+                    why = "between quanta nothing is preempted" if not may_preempt else "it is not preemptible"
+                    actions.append(RecordRefusal(job_id, f"not taken off its devices: {why} ({grant.reason})"))
+                    continue
+                leaving = True
+                actions += self._ask_to_leave(record, "preempt", grant.reason, grant.density, price)
+            elif grant.gpus == 0:
+                continue
+            elif record.phase is not Phase.QUEUED:
+                actions.append(RecordRefusal(job_id, f"not started: it is {record.phase.name.lower()}"))
+            else:
+                actions += self._start(now_ns, record, grant, price, devices_to_come=leaving)
+        return actions
+
+    def _start(
+        self, now_ns: int, record: JobRecord, grant: Grant, price: float, *, devices_to_come: bool
+    ) -> list[Action]:
+        job = record.job
+        if not job.min_gpus <= grant.gpus <= job.max_gpus:
+            limits = f"{job.min_gpus}..{job.max_gpus}"
+            return [RecordRefusal(job.job_id, f"not started: {grant.gpus} GPUs proposed, it takes {limits}")]
+        if self._table.type_speed[record.row, grant.gpu_type] <= 0:
+            return [RecordRefusal(job.job_id, f"not started: it cannot run on {self._pool.gpu_types[grant.gpu_type]}")]
+        gpu_type = self._pool.gpu_types[grant.gpu_type]
+        device_ids = self._pool.place(job.job_id, gpu_type, grant.gpus)
+        if device_ids is None:
+            if devices_to_come:
+                record.reason = "chosen; its devices are being released"
+                return []
+            return [RecordRefusal(job.job_id, f"not started: {grant.gpus} free {gpu_type} devices are not to be had")]
+        self._dequeue(record)
+        record.attempt += 1
+        record.resume = record.attempt > 1
+        record.phase, record.device_ids, record.started_ns = Phase.STARTING, device_ids, now_ns
+        record.reason, record.density, record.price = grant.reason, grant.density, price
+        row, table = record.row, self._table
+        table.ints("gpus")[row] = grant.gpus
+        table.ints("gpu_type")[row] = grant.gpu_type
+        table.ints("started_ns")[row] = now_ns
+        table.ints("restarts")[row] = record.attempt - 1
+        table.bools("running")[row] = table.bools("eligible")[row] = True
+        return [StartJob(job.job_id, record.attempt, device_ids, record.resume, grant.reason, grant.density, price)]
+
+    def _price_for(self, grant: Grant) -> float:
+        return self._price.get(self._pool.gpu_types[grant.gpu_type], 0.0) if grant.gpu_type >= 0 else 0.0
+
+    # ---- derived -----------------------------------------------------------------------------------------------
+
+    def _live(self, job_id: str) -> JobRecord | None:
+        record = self._jobs.get(job_id)
+        return None if record is None or record.phase.is_terminal else record
+
+    def _sweep_row(self, sweep_id: str) -> int:
+        return self._sweep_index.setdefault(sweep_id, len(self._sweep_index))
+
+    def _type_speed(self, job: Job) -> Floats:
+        """Speed on each type; 0.0 where the job may not run (type not asked for, too little memory)."""
+        speeds = dict(job.type_speed)
+        allowed = [
+            (not job.gpu_types or t in job.gpu_types)
+            and (not self._pool.memory_bytes(t) or self._pool.memory_bytes(t) >= job.gpu_memory_bytes)
+            for t in self._pool.gpu_types
+        ]
+        return np.array([speeds.get(t, 1.0) * ok for t, ok in zip(self._pool.gpu_types, allowed, strict=True)])
+
+    def _speed(self, record: JobRecord) -> float:
+        """Work done per second on the devices held now, relative to `min_gpus` of the slowest type."""
+        row, gpus = record.row, len(record.device_ids)
+        if gpus == 0:
+            return 0.0
+        curve = self._table.speedups[row]
+        gpu_type = int(self._table.ints("gpu_type")[row])
+        return float(self._table.type_speed[row, gpu_type]) * (1.0 if curve is None else float(curve[gpus]))
+
+    def _reweigh(self) -> None:
+        """w = 1 per job, or the share of its user or sweep divided over that one's live jobs."""
+        self._weights_stale = False
+        by, n = self.options.fair_by, len(self._table)
+        if by == "job":
+            return
+        names = self._users if by == "user" else self._sweep_index
+        owner = self._table.ints(by)[:n]
+        live = self._table.bools("live")[:n]
+        counts = np.bincount(owner[live], minlength=len(names))
+        share = np.array([self._shares.get(name, 1.0) for name in names])
+        self._table.floats("weight")[:n] = share[owner] / np.maximum(counts[owner], 1)
+
+    # ---- questions ---------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        return self._record(job_id).job
+
+    def status(self, job_id: str, now_ns: int) -> JobStatus:
+        return self._status(self._record(job_id), now_ns)
+
+    def statuses(self, now_ns: int) -> list[JobStatus]:
+        """All jobs ever accepted, in order of submission."""
+        return [self._status(record, now_ns) for record in self._jobs.values()]
+
+    def cluster(self, now_ns: int) -> ClusterStatus:
+        devices = tuple(
+            DeviceStatus(
+                d.device_id, node, d.gpu_type, d.memory_bytes,
+                self._pool.owner.get(d.device_id, ""), self._pool.blocked.get(d.device_id, ""),
+            )
+            for d, node in self._pool.devices()
+        )  # fmt: skip
+        n = len(self._table)
+        return ClusterStatus(
+            now_ns=now_ns,
+            policy=type(self.policy).__name__,
+            quantum_s=self.options.quantum_ns / 1e9,
+            devices=devices,
+            price=tuple(self._price.items()),
+            live_jobs=int(self._table.bools("live")[:n].sum()),
+            queued_jobs=self._queued,
+            running_jobs=int(self._table.bools("running")[:n].sum()),
+        )
+
+    def attempts(self) -> list[AttemptStatus]:
+        """The attempts that should exist now; a backend recovers from these."""
+        return [record.attempt_status() for record in self._jobs.values() if record.phase.holds_devices]
+
+    def pending_timers(self) -> list[SetTimer]:
+        return [SetTimer(name, at_ns) for name, at_ns in self._timers.items()]
+
+    def sweeps(self) -> list[Sweep]:
+        return list(self._sweeps.values())
+
+    def shares(self) -> dict[str, float]:
+        return dict(self._shares)
+
+    def dump(self) -> dict[str, Any]:
+        """The whole state as JSON-able data (`job_snapshot.py`)."""
+        return job_snapshot.dump(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a dump into this fresh scheduler."""
+        job_snapshot.load(self, state)
+
+    def _record(self, job_id: str) -> JobRecord:
+        record = self._jobs.get(job_id)
+        if record is None:
+            raise NotFound(f"there is no job '{job_id}'; `tierline ps --all` lists them.")
+        return record
+
+    def _status(self, record: JobRecord, now_ns: int) -> JobStatus:
+        if record.row < 0:
+            return record.status(now_ns, record.utility, record.reason)
+        reason = record.reason
+        bid = float(self._table.floats("bid")[record.row])
+        price = max(self._price.values(), default=0.0)
+        if record.phase is Phase.QUEUED and not np.isnan(bid):
+            record.density, record.price = bid, price
+            reason = f"waits: bids {bid:.3g} utility per GPU-second, the clearing price is {price:.3g}"
+        return record.status(now_ns, self._bank.utility(record.row), reason)
+
+
+def _dependency_reason(dependency: JobRecord) -> str:
+    return f"its dependency {dependency.job.job_id} has {dependency.phase.name.lower()}"
