@@ -347,6 +347,22 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     return db
 
 
+def holder(root: Path) -> int | None:
+    """The process that has the state folder now; None when none has. 0 when it is about to write its number."""
+    try:
+        descriptor = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        text = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        return int(text) if text.isdecimal() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _take(root: Path) -> int:
     """Hold the folder's lock; returns its descriptor."""
     try:

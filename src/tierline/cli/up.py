@@ -1,0 +1,140 @@
+"""`tierline up` and `tierline down`: the daemon begins and ends. Jobs that run outlive it and are adopted at the next up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tierline.config import DaemonOptions
+
+START_S = 60.0
+END_S = 60.0
+POLL_S = 0.05
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="State folder. [default: $TIERLINE_HOME, else the XDG state folder]"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("up", rich_help_panel="Cluster")(up)
+    app.command("down", rich_help_panel="Cluster")(down)
+
+
+def up(
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Schedule N CPU slots. [default: this machine's GPUs]")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="See `tierline policies`.")] = None,
+    quantum: Annotated[float | None, typer.Option(metavar="SECONDS", help="Time between preemptive rounds.")] = None,
+    restart_cost: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="What it costs a job to stop and go on later.")
+    ] = None,
+    fair_by: Annotated[str | None, typer.Option(metavar="job|user|sweep", help="Whose jobs share one weight.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the policy's draws.")] = None,
+    state: StateOption = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Listen on TCP too; callers need a token of tokens.json.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A tierline.toml; flags go before it.")] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground/--detach", help="Stay here, or return once the daemon answers.")
+    ] = True,
+) -> None:
+    """Start the daemon of this machine: it takes jobs, gives them devices, and survives its own death.
+
+    Example: `tierline up --slots 2 --quantum 5 --detach`
+    """
+    import msgspec
+
+    from tierline.config import read_options
+
+    flags: dict[str, Any] = {
+        "slots": slots,
+        "policy": policy,
+        "quantum": quantum,
+        "restart_cost": restart_cost,
+        "fair_by": fair_by,
+        "seed": seed,
+        "state": state,
+        "listen": listen,
+    }
+    options = read_options(config, flags)
+    # -P: a file of the folder we happen to stand in must not be imported in place of a library.
+    command = [sys.executable, "-P", "-m", "tierline.server", msgspec.json.encode(options, enc_hook=str).decode()]
+    if foreground:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, command)
+    _detach(options, command)
+
+
+def _detach(options: DaemonOptions, command: list[str]) -> None:
+    """Start the daemon in a session of its own and wait until it answers. Raises what kept it from beginning."""
+    from rich.console import Console
+
+    from tierline.cli.client import connect
+    from tierline.config import StatePaths
+    from tierline.core.errors import DaemonUnavailable, InvalidInput, StateUnusable
+
+    paths = StatePaths(options.state)
+    try:
+        options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateUnusable(f"The state folder '{options.state}' cannot be used: {error.strerror}.") from error
+    with open(log, "r+b", buffering=0) as file:
+        begin = file.seek(0, os.SEEK_END)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        deadline = time.monotonic() + START_S
+        with Console(stderr=True).status("Starting the daemon …"), connect(options.state) as client:
+            while child.poll() is None and time.monotonic() < deadline:
+                try:
+                    health = client.health()
+                except DaemonUnavailable:
+                    time.sleep(POLL_S)
+                    continue
+                if health.pid == child.pid:
+                    typer.echo(f"Tierline is up (process {child.pid}, policy {health.policy}, log {paths.log}).")
+                    return
+                time.sleep(POLL_S)
+        if child.poll() is None:
+            child.terminate()
+            raise StateUnusable(f"The daemon did not answer within {START_S:g} s and was ended; see '{paths.log}'.")
+        file.seek(begin)
+        said = file.read().decode(errors="replace").strip().splitlines()
+    raise InvalidInput(said[-1].removeprefix("tierline: ") if said else f"The daemon ended at once; see '{paths.log}'.")
+
+
+def down(state: StateOption = None) -> None:
+    """End the daemon. Jobs that run go on, and the next `tierline up` adopts them.
+
+    Example: `tierline down`
+    """
+    from rich.console import Console
+
+    from tierline.config import state_dir
+    from tierline.core.errors import DaemonUnavailable, StateUnusable
+    from tierline.runtime.store import holder
+
+    root = state.absolute() if state is not None else state_dir()
+    process = holder(root)
+    if not process:
+        raise DaemonUnavailable(f"No daemon has the state folder '{root}': there is none to end.")
+    os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + END_S
+    with Console(stderr=True).status("Ending the daemon …"):
+        while holder(root) == process:
+            if time.monotonic() > deadline:
+                raise StateUnusable(f"The daemon (process {process}) has not ended within {END_S:g} s.")
+            time.sleep(POLL_S)
+    typer.echo("The daemon has ended. Jobs that were running go on and are adopted at the next `tierline up`.")
