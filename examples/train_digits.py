@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
+import itertools
 import time
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tierline
+from tierline.report import resuming
 
 Array = NDArray[np.float32]
 CHECKPOINT = "mlp.npz"
@@ -40,7 +41,7 @@ def load_digits() -> tuple[Array, NDArray[np.int64]]:
 
 
 def shifted(pixels: Array, rng: np.random.Generator) -> Array:
-    """Each image moved by up to one pixel either way and made noisy, so that there is something to learn for a while."""
+    """Each image moved by up to one pixel and made noisy, so that there is something to learn for a while."""
     padded = np.pad(pixels.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
     down, right = rng.integers(0, 3, size=(2, len(pixels)))
     rows = (down[:, None] + np.arange(8))[:, :, None]
@@ -57,7 +58,7 @@ class Mlp:
         sizes = [64] + [width] * depth + [10]
         self.weights = [
             (rng.standard_normal((a, b)) * init * np.sqrt(2.0 / a)).astype(np.float32)
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            for a, b in itertools.pairwise(sizes)
         ]
         self.biases = [np.zeros(b, np.float32) for b in sizes[1:]]
         self.velocity = [np.zeros_like(p) for p in self.parameters()]
@@ -99,12 +100,10 @@ class Mlp:
         loss = float(np.mean(log_sum - logits[np.arange(len(y)), y]))
         return loss, float(np.mean(logits.argmax(axis=1) == y))
 
-    def save(self, path: Path, step: int, cpu_s: float) -> None:
-        """Everything a later attempt needs, atomically."""
-        buffer = io.BytesIO()
+    def save(self, step: int, cpu_s: float) -> None:
+        """Everything a later attempt needs."""
         arrays = [*self.parameters(), *self.velocity]
-        np.savez(buffer, *arrays, step=np.int64(step), cpu_s=np.float64(cpu_s))
-        tierline.save_checkpoint(path.name, buffer.getvalue())
+        tierline.save_checkpoint(CHECKPOINT, lambda file: np.savez(file, *arrays, step=step, cpu_s=cpu_s))
 
     def load(self, path: Path) -> tuple[int, float]:
         """(step, CPU seconds used so far) of the checkpoint."""
@@ -133,10 +132,9 @@ def main() -> None:
     x_train, y_train = pixels[VALIDATION_ROWS:], labels[VALIDATION_ROWS:]
     rng = np.random.default_rng(options.seed)
     model = Mlp(options.width, options.depth, options.init, rng)
-    folder = tierline.checkpoint_dir()
     step, cpu_before = 0, 0.0
-    if folder is not None and (folder / CHECKPOINT).exists():
-        step, cpu_before = model.load(folder / CHECKPOINT)
+    if resuming() and (tierline.checkpoint_dir() / CHECKPOINT).exists():
+        step, cpu_before = model.load(tierline.checkpoint_dir() / CHECKPOINT)
         rng = np.random.default_rng((options.seed, step))
 
     def cpu_s() -> float:
@@ -154,9 +152,8 @@ def main() -> None:
             tierline.report(step, loss=loss, accuracy=accuracy)
             print(f"step {step} loss {loss:.4f} accuracy {accuracy:.3f} cpu {reported_s:.1f} s", flush=True)
         if tierline.should_stop():
+            model.save(step, cpu_s())
             break
-    if folder is not None:
-        model.save(folder / CHECKPOINT, step, cpu_s())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lines per module of src/: the median, the largest, and those over 400 lines, which must say why in their docstring."""
+"""Lines per module of src/: the median, the largest, and those over 400, which must say why in their docstring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""requirements.txt mirrors pyproject.toml: `--write` makes it, `--check` (the default) compares and exits 1 on a difference."""
+"""requirements.txt mirrors pyproject.toml: `--write` makes it, `--check` (the default) exits 1 where they differ."""
 
 from __future__ import annotations
 

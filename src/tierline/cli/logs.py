@@ -53,8 +53,8 @@ def logs(
         else:
             offset = 0
         for chunk in client.follow(job_id, offset):
-            if chunk.skipped_bytes:
-                print(f"[{chunk.skipped_bytes} bytes of older output were rotated away]", file=sys.stderr)
+            if chunk.gap:
+                print("[older output was rotated away]", file=sys.stderr)
             write(chunk.data)
             if not chunk.data:
                 if not follow:

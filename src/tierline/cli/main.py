@@ -1,6 +1,6 @@
 """`tierline`: the entry point. Every error of ours becomes one sentence on stderr and an exit code, never a traceback.
 
-Exit codes: 0 done; 1 a job that was waited for did not complete; 2 bad input or refused; 3 no daemon answers; 130 Ctrl-C.
+Exit codes: 0 done; 1 the job waited for did not complete; 2 bad input or refused; 3 no daemon answers; 130 Ctrl-C.
 Command modules import only Typer at their top, so that `tierline --help` answers at once; what a command needs (httpx,
 numpy, the server) it imports when it runs.
 """

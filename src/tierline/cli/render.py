@@ -1,4 +1,4 @@
-"""How results look: a Rich table on a terminal, plain columns in a pipe, JSON for scripts. One number format for all."""
+"""How results look: a Rich table on a terminal, plain columns in a pipe, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Seq
     for i, name in enumerate(columns):
         last = i == len(columns) - 1
         table.add_column(
-            name, justify="right" if name in right else "left", no_wrap=not last, overflow="fold" if last else "ellipsis"
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
         )
     for row in rows:
         cells = [Text(cell, style=PHASE_STYLE.get(cell, "")) for cell in row]
