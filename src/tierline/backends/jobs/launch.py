@@ -68,7 +68,6 @@ def write_intent(
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.checkpoints.mkdir(exist_ok=True)
     ours.path.mkdir(exist_ok=True)
-    key = hashlib.blake2b(os.fsencode(ours.path), digest_size=4).hexdigest()  # two daemons may have the same job id
     spec = {
         "job_id": job.job_id,
         "attempt": attempt,
@@ -84,7 +83,7 @@ def write_intent(
             "kind": job.progress.kind,
             "pattern": job.progress.pattern or (job.metric.name if job.progress.kind == "jsonl" else ""),
         },
-        "cgroup": f"{job.job_id}-{attempt}-{key}",
+        "cgroup": _group_name(job.job_id, attempt, ours.path),
         "report_offset": report_offset,
     }
     write_json(ours.spec, spec)
@@ -106,3 +105,8 @@ def start_supervisor(folder: AttemptFolder) -> subprocess.Popen[bytes]:
             env={"LC_ALL": "C.UTF-8"},
             start_new_session=True,
         )
+
+
+def _group_name(job_id: str, attempt: int, path: Path) -> str:
+    key = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()  # two daemons may have a job of the same id
+    return f"{job_id}-{attempt}-{key}"

@@ -2,8 +2,8 @@
 
 It holds `lock` for life, starts the job once, carries its output into the log, asks it to leave when `stop` appears
 (SIGTERM to the job's process group, `grace_s`, then SIGKILL to everything), and in the end, whatever happened, leaves
-no process behind and writes exit.json. It is the subreaper of the job, so that every orphan of the job becomes its child.
-If it is killed itself, the kernel kills the job's main process with it (PR_SET_PDEATHSIG) and the daemon the rest.
+no process behind and writes exit.json. It is the subreaper of the job: every orphan of the job becomes its child. If it
+is killed itself, the kernel kills the job's main process with it (PR_SET_PDEATHSIG), and the daemon kills the rest.
 Standard library only, one thread.
 """
 

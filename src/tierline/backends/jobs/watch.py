@@ -64,8 +64,10 @@ class AttemptWatch:
 
     def observe(self, now_ns: int) -> list[Event]:
         """What has happened since the last call. A `JobExited` is always the last event of an attempt."""
+        # In this order: the lock is held from before the claim until after the exit record is written.
+        claimed = self._folder.started.exists()
         alive = self._folder.is_supervised()
-        record = read_json(self._folder.exit)  # after the look at the lock: a record is written before it is let go
+        record = read_json(self._folder.exit)
         events: list[Event] = []
         if not self._start_told and (pid := read_json(self._folder.pid)) is not None:
             self._start_told, self.supervisor_pid = True, pid["supervisor_pid"]
@@ -79,7 +81,7 @@ class AttemptWatch:
         if alive:
             self._kill_stuck_supervisor()
             return events + self._reports(now_ns, ended=False)
-        if self._folder.started.exists():
+        if claimed:
             if not kill_leftovers(self._job_folder, self.attempt):
                 return events  # not all are gone yet: its devices are not free
             events += self._reports(now_ns, ended=True)

@@ -1,0 +1,412 @@
+"""A simulated cluster: carries the scheduler's actions out on virtual time.
+
+Nothing ticks. The speed of an attempt does not change, so its reports and its end are known when it starts; they wait
+in heaps and are made into events when the clock asks. Reports carry their exact times and are handed over in one batch
+just before the next event of anybody, so the scheduler never decides on old news. Cost: O(log n) per event.
+
+What runs here: restart cost on resume (devices held, no progress), checkpoint time on preemption, slow nodes
+(stragglers), loss and return of nodes with the work since the last checkpoint lost, stops by users at a hidden point,
+failures, several GPU types, elastic jobs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tierline.clock import Order, SimClock
+from tierline.core.actions import Action, PreemptJob, StartJob, StopJob
+from tierline.core.errors import InvalidInput
+from tierline.core.events import (
+    Event,
+    JobExited,
+    JobStarted,
+    JobSubmitted,
+    NodeJoined,
+    NodeLost,
+    ProgressReported,
+    StopRequested,
+    SweepDeclared,
+)
+from tierline.core.nouns import NS_PER_S, Device, Job, Node, Outcome, Report
+from tierline.perf.speedup import speedup_curve
+from tierline.perf.truth import Arrival, Record, Segment, Truth, Workload
+
+NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """The simulated cluster. `restart_ns`: devices held without progress when a job resumes; `checkpoint_ns`: how long
+    a preempted job still holds them. With `straggler_share` of the nodes (chosen by `seed`) running `straggler_slowdown`
+    times slower. `node_loss_per_day`: expected losses per node; a lost node returns after `repair_ns`, and its jobs fall
+    back to their last checkpoint, made every `checkpoint_interval_ns` of work (0 = continuously)."""
+
+    nodes: tuple[Node, ...]
+    restart_ns: int = 30 * NS_PER_S
+    checkpoint_ns: int = 0
+    straggler_share: float = 0.0
+    straggler_slowdown: float = 2.0
+    node_loss_per_day: float = 0.0
+    repair_ns: int = 1800 * NS_PER_S
+    checkpoint_interval_ns: int = 600 * NS_PER_S
+    seed: int = 0
+
+
+def uniform_nodes(gpus: int, gpus_per_node: int = 8, gpu_type: str = "gpu", prefix: str = "node") -> tuple[Node, ...]:
+    """`gpus` devices on nodes of `gpus_per_node` (the last may have fewer)."""
+    if gpus < 1 or gpus_per_node < 1:
+        raise InvalidInput(f"--gpus {gpus} and --gpus-per-node {gpus_per_node} must both be at least 1.")
+    return tuple(
+        Node(
+            f"{prefix}{number:03d}",
+            tuple(
+                Device(f"{prefix}{number:03d}/{index}", gpu_type)
+                for index in range(min(gpus_per_node, gpus - number * gpus_per_node))
+            ),
+        )
+        for number in range(-(-gpus // gpus_per_node))
+    )
+
+
+@dataclass(slots=True)
+class _Course:
+    """A job's hidden course while it lives: where its progress stands and which point is reported next."""
+
+    row: int
+    job: Job
+    truth: Truth
+    shares: list[float]
+    speed_at: np.ndarray[tuple[int], np.dtype[np.float64]] | None
+    share: float = 0.0
+    next_point: int = 0
+    attempts: int = 0
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt on its devices. From `work_ns` on it does `rate` of the job's work (share) per ns, until `stop_ns`."""
+
+    course: _Course
+    number: int
+    nodes: frozenset[str]
+    gpus: int
+    start_ns: int
+    work_ns: int
+    share_from: float
+    rate: float
+    end_ns: int = NEVER  # when it leaves its devices, once that is known
+    stop_ns: int = NEVER  # when it stops making progress
+    outcome: Outcome = "completed"
+    reason: str = ""
+
+    def time_of(self, share: float) -> int:
+        if share <= self.share_from:
+            return self.work_ns
+        return self.work_ns + int((share - self.share_from) / self.rate + 0.5)
+
+    def share_at(self, at_ns: int) -> float:
+        if at_ns <= self.work_ns:
+            return self.share_from
+        return min(self.share_from + (at_ns - self.work_ns) * self.rate, self.course.truth.end_fraction)
+
+
+class SimBackend:
+    """Implements `Backend` over a `SimClock`, and is that clock's event source. `record()` tells afterwards who ran
+    when, independently of the scheduler's own books."""
+
+    def __init__(self, clock: SimClock, workload: Workload, options: SimOptions) -> None:
+        self._clock = clock
+        self._options = options
+        self._workload = workload
+        self._rng = random.Random(f"sim {options.seed}")
+        self._node_of: dict[str, str] = {}
+        self._type_of: dict[str, str] = {}
+        for node in options.nodes:
+            for device in node.devices:
+                self._node_of[device.device_id] = node.name
+                self._type_of[device.device_id] = device.gpu_type
+        slow = self._rng.sample(range(len(options.nodes)), round(options.straggler_share * len(options.nodes)))
+        self._slowdown = {options.nodes[i].name: options.straggler_slowdown for i in slow}
+        self._present = {node.name for node in options.nodes}
+        self._running: dict[str, _Attempt] = {}
+        self._courses: dict[str, _Course] = {}
+        self._arrived = 0
+        self._live = 0
+        self._due: list[tuple[int, int, int, _Attempt]] = []  # (time, order, seq): the attempt's next turn
+        self._reports: list[tuple[int, int, _Attempt]] = []  # (time, seq): the attempt's next report
+        self._faults: list[tuple[int, int, str]] = []  # (time, 0 = lost / 1 = back, node)
+        self._seq = 0
+        self._events = 0
+        self._segments: list[Segment] = []
+        self._ended_ns = [-1] * len(workload.entries)
+        self._capacity = [(clock.now_ns(), len(self._node_of))]
+        for node in options.nodes:
+            clock.post(NodeJoined(node))
+        for sweep in workload.sweeps:
+            clock.post(SweepDeclared(sweep))
+        if options.node_loss_per_day > 0:
+            for node in options.nodes:
+                self._plan_loss(node.name, clock.now_ns())
+        clock.attach(self)
+
+    # -- actions ----------------------------------------------------------------------------------------------------
+
+    def execute(self, action: Action) -> None:
+        now = self._clock.now_ns()
+        match action:
+            case StartJob():
+                self._start(action, now)
+            case PreemptJob():
+                self._leave(action.job_id, action.attempt, now, self._options.checkpoint_ns, "preempted", action.reason)
+            case StopJob():
+                self._leave(action.job_id, action.attempt, now, 0, "stopped", action.reason)
+            case _:
+                pass  # timers are the driver's; refusals and ends are records only
+
+    def close(self) -> None:
+        self._due.clear()
+        self._reports.clear()
+        self._faults.clear()
+
+    def _start(self, action: StartJob, now: int) -> None:
+        course = self._courses[action.job_id]
+        running = self._running.get(action.job_id)
+        if running is not None or course.ended or action.attempt <= course.attempts:
+            return  # an attempt is started at most once
+        course.attempts = action.attempt
+        nodes = frozenset(self._node_of[device_id] for device_id in action.device_ids)
+        resumes = course.attempts > 1
+        attempt = _Attempt(
+            course=course,
+            number=action.attempt,
+            nodes=nodes,
+            gpus=len(action.device_ids),
+            start_ns=now,
+            work_ns=now + (self._options.restart_ns if resumes else 0),
+            share_from=course.share,
+            rate=self._speed(course, action.device_ids, nodes) / (course.truth.duration_s * 1e9),
+        )
+        self._running[action.job_id] = attempt
+        if not nodes <= self._present:  # started on a node that is already gone
+            self._finish_at(attempt, now, now, "lost", "its node is gone")
+            return
+        self._clock.post(JobStarted(action.job_id, action.attempt))
+        truth = course.truth
+        end_ns = attempt.time_of(truth.end_fraction)
+        if truth.end == "stopped":
+            self._seq += 1
+            heapq.heappush(self._due, (end_ns, Order.FACT, self._seq, attempt))
+        elif truth.end == "failed":
+            self._finish_at(attempt, end_ns, end_ns, "failed", "the job failed with exit code 1")
+        else:
+            self._finish_at(attempt, end_ns, end_ns, "completed", "the job completed")
+        self._plan_report(attempt)
+
+    def _speed(self, course: _Course, device_ids: tuple[str, ...], nodes: frozenset[str]) -> float:
+        """Speed relative to `min_gpus` of the slowest type; a synchronous gang is as slow as its slowest member."""
+        job = course.job
+        speeds = dict(job.type_speed)
+        slowest = min(
+            speeds.get(self._type_of[d], 1.0) / self._slowdown.get(self._node_of[d], 1.0) for d in device_ids
+        )
+        curve = course.speed_at
+        return slowest * (1.0 if curve is None else float(curve[min(len(device_ids), len(curve) - 1)]))
+
+    def _leave(self, job_id: str, number: int, now: int, delay_ns: int, outcome: Outcome, reason: str) -> None:
+        attempt = self._running.get(job_id)
+        if attempt is None or attempt.number != number or attempt.outcome in ("preempted", "stopped", "lost"):
+            return  # it has ended, or was asked already
+        if attempt.end_ns <= now and attempt.outcome in ("completed", "failed"):
+            return  # it ends by itself in this very moment
+        self._finish_at(attempt, now, now + delay_ns, outcome, reason)
+
+    def _finish_at(self, attempt: _Attempt, stop_ns: int, end_ns: int, outcome: Outcome, reason: str) -> None:
+        attempt.stop_ns, attempt.end_ns, attempt.outcome, attempt.reason = stop_ns, end_ns, outcome, reason
+        self._seq += 1
+        heapq.heappush(self._due, (end_ns, Order.EXIT, self._seq, attempt))
+
+    def _plan_report(self, attempt: _Attempt) -> None:
+        course = attempt.course
+        if course.next_point < len(course.shares):
+            self._seq += 1
+            at = attempt.time_of(course.shares[course.next_point])
+            heapq.heappush(self._reports, (at, self._seq, attempt))
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def next_before(self, limit: tuple[int, int] | None) -> tuple[int, Event] | None:
+        """The earliest event of the cluster before `limit`; due reports come just before whatever comes next."""
+        while True:
+            own = self._peek()
+            if own is None and limit is None:
+                return None
+            mine = own is not None and (limit is None or own < limit)
+            turn = own if mine or limit is None else limit
+            assert turn is not None
+            if self._reports and self._reports[0][0] <= turn[0]:
+                batch = self._take_reports(turn[0])
+                if batch:
+                    self._events += 1
+                    return turn[0], ProgressReported(batch)
+            if not mine:
+                return None
+            event = self._take(turn)
+            if event is not None:
+                self._events += 1
+                return turn[0], event
+
+    def _peek(self) -> tuple[int, int] | None:
+        while self._due and not self._is_due(self._due[0]):
+            heapq.heappop(self._due)
+        best = (self._due[0][0], self._due[0][1]) if self._due else None
+        entries = self._workload.entries
+        if self._arrived < len(entries):
+            arrival = (entries[self._arrived].time_ns, int(Order.FACT))
+            best = arrival if best is None else min(best, arrival)
+        if self._faults and (self._live or self._arrived < len(entries)):
+            fault = (self._faults[0][0], int(Order.FACT))
+            best = fault if best is None else min(best, fault)
+        return best
+
+    def _is_due(self, entry: tuple[int, int, int, _Attempt]) -> bool:
+        """False for a turn that was overtaken: the attempt has left, or leaves at another time."""
+        at, order, _, attempt = entry
+        if self._running.get(attempt.course.job.job_id) is not attempt:
+            return False
+        if order == Order.EXIT:
+            return attempt.end_ns == at
+        return attempt.end_ns == NEVER  # a user's stop, while it runs
+
+    def _take(self, turn: tuple[int, int]) -> Event | None:
+        entries = self._workload.entries
+        if self._faults and self._faults[0][0] == turn[0]:
+            return self._take_fault()
+        if self._arrived < len(entries) and (entries[self._arrived].time_ns, int(Order.FACT)) == turn:
+            return self._arrive(entries[self._arrived])
+        at, order, _, attempt = heapq.heappop(self._due)
+        if order == Order.FACT:
+            attempt.stop_ns = at
+            return StopRequested(attempt.course.job.job_id, attempt.course.job.user)
+        return self._exit(attempt)
+
+    def _arrive(self, entry: Arrival) -> Event:
+        job = entry.job
+        self._courses[job.job_id] = _Course(
+            row=self._arrived,
+            job=job,
+            truth=entry.truth,
+            shares=entry.truth.shares.tolist(),
+            speed_at=speedup_curve(job.speedup, job.min_gpus, job.max_gpus),
+        )
+        self._arrived += 1
+        self._live += 1
+        return JobSubmitted(job)
+
+    def _take_reports(self, until_ns: int) -> tuple[Report, ...]:
+        """All reports due by `until_ns` of attempts that still make progress, in order of time."""
+        batch: list[Report] = []
+        heap = self._reports
+        while heap and heap[0][0] <= until_ns:
+            at, _, attempt = heapq.heappop(heap)
+            course = attempt.course
+            if at > attempt.stop_ns or self._running.get(course.job.job_id) is not attempt:
+                continue
+            point = course.next_point
+            if course.shares[point] > course.truth.end_fraction:
+                continue
+            loss = float(course.truth.losses[point])
+            course.next_point = point + 1
+            batch.append(
+                Report(
+                    job_id=course.job.job_id,
+                    step=int(course.truth.steps[point]),
+                    loss=loss if np.isfinite(loss) else None,
+                    time_ns=at,
+                    attempt=attempt.number,
+                    offset=point + 1,
+                )
+            )
+            self._plan_report(attempt)
+        return tuple(batch)
+
+    def _exit(self, attempt: _Attempt) -> JobExited:
+        self._close_attempt(attempt, attempt.end_ns)
+        code = {"completed": 0, "failed": 1}.get(attempt.outcome)
+        return JobExited(attempt.course.job.job_id, attempt.number, attempt.outcome, attempt.reason, code)
+
+    def _close_attempt(self, attempt: _Attempt, end_ns: int) -> None:
+        course = attempt.course
+        stop_ns = min(attempt.stop_ns, end_ns)
+        share_to = attempt.share_at(stop_ns)
+        if attempt.outcome in ("completed", "failed"):
+            share_to = course.truth.end_fraction
+        if course.next_point:  # what was reported was reached, to the last bit
+            share_to = max(share_to, course.shares[course.next_point - 1])
+        kept = share_to
+        if attempt.outcome == "lost" and self._options.checkpoint_interval_ns > 0:
+            done_ns = max(stop_ns - attempt.work_ns, 0)
+            kept_ns = done_ns - done_ns % self._options.checkpoint_interval_ns
+            kept = attempt.share_at(attempt.work_ns + kept_ns)
+        course.share = kept
+        while course.next_point and course.shares[course.next_point - 1] > kept:
+            course.next_point -= 1  # points behind the checkpoint are reached, and reported, once more
+        del self._running[course.job.job_id]
+        if attempt.outcome not in ("preempted", "lost"):
+            course.ended = True
+            self._live -= 1
+            self._ended_ns[course.row] = end_ns
+        self._segments.append(self._segment(attempt, end_ns, share_to, attempt.outcome, kept))
+
+    def _segment(
+        self, attempt: _Attempt, end_ns: int, share_to: float, outcome: Outcome | Literal["running"], kept: float = -1.0
+    ) -> Segment:
+        stop_ns = min(attempt.stop_ns, end_ns)
+        return Segment(
+            row=attempt.course.row,
+            attempt=attempt.number,
+            gpus=attempt.gpus,
+            start_ns=attempt.start_ns,
+            work_ns=min(attempt.work_ns, stop_ns),
+            stop_ns=stop_ns,
+            end_ns=end_ns,
+            share_from=attempt.share_from,
+            share_to=share_to,
+            kept=share_to if kept < 0 else kept,
+            outcome=outcome,
+        )
+
+    # -- nodes ------------------------------------------------------------------------------------------------------
+
+    def _plan_loss(self, node: str, now: int) -> None:
+        wait_s = self._rng.expovariate(self._options.node_loss_per_day / 86_400)
+        heapq.heappush(self._faults, (now + round(wait_s * NS_PER_S), 0, node))
+
+    def _take_fault(self) -> Event | None:
+        at, back, name = heapq.heappop(self._faults)
+        node = next(node for node in self._options.nodes if node.name == name)
+        if back:
+            self._present.add(name)
+            self._capacity.append((at, self._capacity[-1][1] + len(node.devices)))
+            self._plan_loss(name, at)
+            return NodeJoined(node)
+        self._present.discard(name)
+        self._capacity.append((at, self._capacity[-1][1] - len(node.devices)))
+        heapq.heappush(self._faults, (at + self._options.repair_ns, 1, name))
+        for attempt in list(self._running.values()):
+            if name in attempt.nodes:
+                self._finish_at(attempt, at, at, "lost", f"node {name} was lost")
+        return NodeLost(name, "the node stopped answering")
+
+    # -- what happened ----------------------------------------------------------------------------------------------
+
+    def record(self) -> Record:
+        """Who ran when, until now."""
+        now = self._clock.now_ns()
+        running = [self._segment(a, now, a.share_at(min(a.stop_ns, now)), "running") for a in self._running.values()]
+        return Record((*self._segments, *running), tuple(self._capacity), tuple(self._ended_ns), self._events)
