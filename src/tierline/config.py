@@ -9,7 +9,6 @@ command which only talks to the daemon starts fast.
 from __future__ import annotations
 
 import os
-import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from tierline.core.errors import InvalidInput, UnknownName
+from tierline.core.errors import InvalidInput, StateUnusable, UnknownName
 from tierline.core.nouns import NS_PER_S, Job, Node
 
 if TYPE_CHECKING:
-    from tierline.backends.jobs.local.backend import LocalBackend
+    from tierline.backends.jobs.local import LocalBackend
     from tierline.clock import WallClock
     from tierline.schedulers.jobs import JobScheduler
 
@@ -45,7 +44,7 @@ def config_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """What lies where in a state folder."""
+    """What lies where in a state folder; the local backend keeps its jobs in `jobs/` there."""
 
     root: Path
 
@@ -71,11 +70,6 @@ class StatePaths:
         return self.root / "tokens.json"
 
     @property
-    def jobs(self) -> Path:
-        """The local backend's folder: one folder a job, which outlives the daemon."""
-        return self.root / "jobs"
-
-    @property
     def log(self) -> Path:
         return self.root / "daemon.log"
 
@@ -83,7 +77,8 @@ class StatePaths:
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
     """What `tierline up` can be told. `slots` None = this machine's GPUs, else so many CPU slots; `listen` "" = the
-    Unix socket alone; `allowed_hosts` are further names under which the TCP address may be called."""
+    Unix socket alone; `allowed_hosts` are further names under which the TCP address may be called. Seconds: `quantum`,
+    `restart_cost`, `fill` (how long a round waits for company), `poll` (how often jobs are looked at)."""
 
     state: Path
     slots: int | None = None
@@ -96,6 +91,7 @@ class DaemonOptions:
     listen: str = ""
     allowed_hosts: tuple[str, ...] = ()
     snapshot_every: int = 2_000
+    poll: float = 0.2
 
     def __post_init__(self) -> None:
         if self.slots is not None and not 1 <= self.slots <= 4096:
@@ -110,6 +106,8 @@ class DaemonOptions:
             raise InvalidInput(f"fill = {self.fill}: between 0 and 60 seconds are allowed.")
         if self.snapshot_every < 1:
             raise InvalidInput(f"snapshot_every = {self.snapshot_every}: at least 1 event is needed.")
+        if not 0.01 <= self.poll <= 10:
+            raise InvalidInput(f"poll = {self.poll}: between 0.01 and 10 seconds are allowed.")
         if self.listen:
             parse_listen(self.listen)
         length = len(os.fsencode(StatePaths(self.state).socket))
@@ -204,24 +202,47 @@ def build_scheduler(setting: Setting) -> JobScheduler:
 
 
 def policy_names() -> dict[str, str]:
-    """Every policy of the job tier with the first line of its docstring."""
+    """Every policy of the job tier with its idea: the first line of its docstring."""
     from tierline.policies.jobs import POLICIES, policy_class
 
-    return {name: (policy_class(name).__doc__ or "").strip().split("\n")[0] for name in POLICIES}
+    lines = {name: (policy_class(name).__doc__ or "").strip().partition("\n")[0] for name in POLICIES}
+    return {name: line.removeprefix("Idea: ") for name, line in lines.items()}
 
 
-def node_name() -> str:
-    return socket.gethostname().split(".")[0] or "local"
+def build_recorded(text: str) -> JobScheduler:
+    """`build_scheduler` from a setting as it stands in the event table."""
+    try:
+        return build_scheduler(msgspec.json.decode(text, type=Setting))
+    except msgspec.DecodeError as error:
+        raise StateUnusable(f"The setting of a recorded run cannot be read: {error}.") from error
+
+
+def hand_over(before: str, scheduler: JobScheduler, after: str) -> JobScheduler:
+    """A scheduler under the setting `after` with the state of one under `before` (both as recorded). A policy's memory
+    goes along when the policy stays; another begins with its own."""
+    successor = build_recorded(after)
+    state = scheduler.dump()
+    if msgspec.json.decode(before, type=Setting).policy != msgspec.json.decode(after, type=Setting).policy:
+        state["policy"] = successor.dump()["policy"]
+    successor.load({**state, "weights_stale": True})
+    return successor
+
+
+NODE_NAME = "local"
+"""The one node of this machine. Not its host name: that may change (in a container it does), the devices stay ours."""
 
 
 def discover_node(options: DaemonOptions) -> Node:
     """This machine as a node: its GPUs, or `slots` CPU slots."""
-    from tierline.backends.jobs.local.devices import discover
+    from tierline.backends.jobs.devices import discover, open_nvml
 
-    return Node(node_name(), discover(options.slots))
+    return Node(NODE_NAME, discover(options.slots, open_nvml() if options.slots is None else None))
 
 
-def build_backend(options: DaemonOptions, clock: WallClock, lookup: Callable[[str], Job]) -> LocalBackend:
-    from tierline.backends.jobs.local.backend import LocalBackend
+def build_backend(options: DaemonOptions, node: Node, clock: WallClock, lookup: Callable[[str], Job]) -> LocalBackend:
+    """The backend that runs jobs on this machine; with GPUs it also looks for processes of others on them."""
+    from tierline.backends.jobs.devices import open_nvml
+    from tierline.backends.jobs.local import LocalBackend
 
-    return LocalBackend(clock, StatePaths(options.state).jobs, node_name(), lookup)
+    nvml = open_nvml() if options.slots is None else None
+    return LocalBackend(clock, options.state, node.name, lookup, options.poll, devices=node.devices, nvml=nvml)

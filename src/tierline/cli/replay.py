@@ -29,7 +29,7 @@ def replay(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tierline.config import Setting, StatePaths, build_scheduler, state_dir
+    from tierline.config import StatePaths, build_recorded, hand_over, state_dir
     from tierline.core.errors import NotFound
     from tierline.runtime.replay import fold
     from tierline.runtime.store import EventTable
@@ -42,7 +42,8 @@ def replay(
             task = bar.add_task("replay", total=None)
             result = fold(
                 table,
-                lambda text: build_scheduler(msgspec.json.decode(text, type=Setting)),
+                build_recorded,
+                hand_over,
                 from_start=from_start,
                 on_event=lambda done, total: bar.update(task, completed=done, total=total),
             )

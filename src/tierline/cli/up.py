@@ -83,9 +83,10 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
     from rich.console import Console
 
     from tierline.cli.client import connect
-    from tierline.config import StatePaths
+    from tierline.config import StatePaths, build_scheduler, setting_of
     from tierline.core.errors import DaemonUnavailable, InvalidInput, StateUnusable
 
+    build_scheduler(setting_of(options))  # an unknown policy is told before a folder for the log is made
     paths = StatePaths(options.state)
     try:
         options.state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ class Foldable(Scheduler, Protocol):
 S = TypeVar("S", bound=Foldable)
 Build = Callable[[str], S]
 """A setting as recorded (JSON) -> a fresh scheduler under it."""
+HandOver = Callable[[str, S, str], S]
+"""(setting, scheduler under it, another setting) -> a scheduler under the other with the state of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Fold(Generic[S]):
 def fold(
     table: EventTable,
     build: Build[S],
+    hand_over: HandOver[S],
     *,
     from_start: bool = False,
     on_event: Callable[[int, int], None] = lambda done, total: None,
@@ -105,7 +108,7 @@ def fold(
     first = first_effect = None
     for row in table.events(after=start_seq):
         while later and row.seq > later[0].after_seq:
-            run, scheduler = _switch(run, later.pop(0), scheduler, build)
+            run, scheduler = _switch(run, later.pop(0), scheduler, hand_over)
         if row.seq != start_seq + events + 1:
             raise StateUnusable(f"The event table has a gap before event {row.seq}: it is damaged.")
         recorded = decode_actions(row.actions)
@@ -121,15 +124,15 @@ def fold(
             first_effect = first_effect or (difference if difference.effect else None)
         on_event(events, total)
     for entry in later:
-        run, scheduler = _switch(run, entry, scheduler, build)
+        run, scheduler = _switch(run, entry, scheduler, hand_over)
     return Fold(
         scheduler, run.setting, start_seq, last_seq, last_time_ns, events, actions, differences, first, first_effect
     )
 
 
-def recover(table: EventTable, build: Build[S]) -> Fold[S] | None:
+def recover(table: EventTable, build: Build[S], hand_over: HandOver[S]) -> Fold[S] | None:
     """The state to go on from. Raises `StateUnusable` when it would not be true (see above); None for a new folder."""
-    result = fold(table, build)
+    result = fold(table, build, hand_over)
     if result is not None and result.first_effect is not None:
         difference = result.first_effect
         raise StateUnusable(
@@ -161,13 +164,11 @@ def _effect(action: Action) -> tuple[object, ...]:
             return "refusal", job_id
 
 
-def _switch(run: Run, later: Run, scheduler: S, build: Build[S]) -> tuple[Run, S]:
-    """A daemon that began under another setting took the state over as a dump; so does the fold."""
+def _switch(run: Run, later: Run, scheduler: S, hand_over: HandOver[S]) -> tuple[Run, S]:
+    """A daemon that began under another setting took the state over; so does the fold."""
     if later.setting == run.setting:
         return later, scheduler
-    successor = build(later.setting)
-    successor.load(scheduler.dump())
-    return later, successor
+    return later, hand_over(run.setting, scheduler, later.setting)
 
 
 def _run(runs: Sequence[Run], number: int) -> Run:

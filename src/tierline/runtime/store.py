@@ -326,8 +326,10 @@ def check_schema(db: sqlite3.Connection, path: Path, *, create: bool = False) ->
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     try:
+        if writable:  # made here for its mode: jobs' environments are in it; SQLite gives -wal and -shm the same one
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StateUnusable(f"The event table '{path}' cannot be opened: {error}.") from error
     try:
         if writable:

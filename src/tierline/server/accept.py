@@ -13,6 +13,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from tierline.backends.jobs.progress import check_progress
 from tierline.core.errors import InvalidInput, Refused
 from tierline.core.nouns import NS_PER_S, Job, Metric, Progress, Sweep
 from tierline.server.auth import Principal
@@ -34,9 +35,7 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         raise Refused(f"job '{job_id}' asks for priority {request.priority}: above 0 only an administrator may ask.")
     _check_text(request, job_id)
     env = tuple(sorted(request.env.items()))
-    if request.progress == "regex":
-        _check_pattern(request.pattern, job_id)
-    return Job(
+    job = Job(
         job_id=job_id,
         user=user,
         argv=_program(tuple(request.argv), Path(request.cwd), request.env.get("PATH"), job_id),
@@ -63,6 +62,8 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         type_speed=tuple(sorted(request.type_speed.items())),
         params=tuple(request.params.items()),
     )
+    check_progress(job)
+    return job
 
 
 def sweep_of(request: SweepRequest, who: Principal) -> Sweep:
@@ -97,17 +98,6 @@ def _check_text(request: JobRequest, job_id: str) -> None:
         raise InvalidInput(
             f"job '{job_id}': its command, folder or environment is no proper text ({error})."
         ) from error
-
-
-def _check_pattern(pattern: str, job_id: str) -> None:
-    try:
-        groups = re.compile(pattern).groupindex
-    except re.error as error:
-        raise InvalidInput(
-            f"job '{job_id}': the pattern '{pattern[:80]}' is no regular expression: {error}."
-        ) from error
-    if "loss" not in groups:
-        raise InvalidInput(f"job '{job_id}': the pattern '{pattern[:80]}' needs a group (?P<loss>…).")
 
 
 def _program(argv: tuple[str, ...], cwd: Path, path: str | None, job_id: str) -> tuple[str, ...]:

@@ -25,11 +25,12 @@ from tierline import __version__
 from tierline.clock import WallClock
 from tierline.config import (
     DaemonOptions,
-    Setting,
     StatePaths,
     build_backend,
+    build_recorded,
     build_scheduler,
     discover_node,
+    hand_over,
     parse_listen,
     policy_names,
     setting_of,
@@ -59,6 +60,7 @@ class Daemon:
         self._failure = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._servers: list[_Server] = []
+        self._is_other_setting = False
         node = discover_node(options)
         build_scheduler(setting_of(options))  # an unknown policy is told before the folder is touched
         with contextlib.ExitStack() as undo:
@@ -67,7 +69,7 @@ class Daemon:
             self._tcp = undo.enter_context(contextlib.closing(listen_tcp(options.listen))) if options.listen else None
             self.scheduler, self._clock = self._fold()
             self._measures = Measures()
-            self._backend = build_backend(options, self._clock, self.scheduler.job)
+            self._backend = build_backend(options, node, self._clock, self.scheduler.job)
             undo.callback(self._backend.close)
             measured = Measured(self.scheduler, self._measures)
             self._driver = Driver(measured, self._backend, self._clock, self._store)
@@ -118,27 +120,28 @@ class Daemon:
 
     def _fold(self) -> tuple[JobScheduler, WallClock]:
         """The scheduler with its recovered state under the settings asked for, and a clock that goes on from it."""
-        setting = setting_of(self._options)
-        result = recover(self._store.table, lambda text: build_scheduler(msgspec.json.decode(text, type=Setting)))
-        text = msgspec.json.encode(setting).decode()
-        if result is not None and result.setting == text:
+        setting = msgspec.json.encode(setting_of(self._options)).decode()
+        result = recover(self._store.table, build_recorded, hand_over)
+        if result is None:
+            scheduler = build_recorded(setting)
+        elif result.setting == setting:
             scheduler = result.scheduler
         else:
-            scheduler = build_scheduler(setting)
-            if result is not None:
-                scheduler.load(result.scheduler.dump())
+            scheduler = hand_over(result.setting, result.scheduler, setting)
+            self._is_other_setting = True
         clock = WallClock(not_before_ns=0 if result is None else result.last_time_ns)
-        self._store.begin_run(clock.now_ns(), __version__, text, scheduler.dump)
+        self._store.begin_run(clock.now_ns(), __version__, setting, scheduler.dump)
         return scheduler, clock
 
     def _adopt(self, node: Node) -> None:
         """Take up devices, attempts and timers where the last daemon left them."""
         attempts, timers = self.scheduler.attempts(), self.scheduler.pending_timers()
-        self._backend.start()
         self._backend.recover(attempts)
+        self._backend.start()
         for timer in timers:
             self._clock.post(TimerFired(timer.name), at_ns=timer.at_ns)
-        if known_node(self.scheduler, node.name, self._clock.now_ns()) != node:
+        known = known_node(self.scheduler, node.name, self._clock.now_ns())
+        if known != node or self._is_other_setting:  # another policy may want its timers: the event sets them
             self._driver.submit([NodeJoined(node)])
 
     def _drive(self) -> None:
