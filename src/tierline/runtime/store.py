@@ -333,8 +333,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         raise StateUnusable(f"The event table '{path}' cannot be opened: {error}.") from error
     try:
         if writable:
-            found = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
-            if found:
+            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 check_schema(db, path)  # before the first pragma that writes
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
