@@ -9,7 +9,7 @@ import typer
 
 from tierline.cli import render
 
-COLUMNS = ("POLICY", "PREEMPTIVE", "SOURCE", "IDEA")
+COLUMNS = ("POLICY", "PREEMPTIVE", "IDEA", "SOURCE")
 _SECTION = re.compile(r"\b(Idea|Source|Inputs|Memory|Cost): ")
 
 
@@ -32,7 +32,7 @@ def policies(
 ) -> None:
     """List the job policies: what each one does and where it comes from.
 
-    Example: `tierline up --policy las`, or `tierline simulate jobs exploratory --policy fifo,las,explsched`
+    Example: `tierline policies`, then `tierline up --policy las` or `tierline simulate jobs exploratory --policy fifo,las`
     """
     from tierline.policies.jobs import POLICIES, SEES_THE_FUTURE, policy_class
 
@@ -56,7 +56,7 @@ def policies(
     if as_json:
         render.print_json({"policies": known})
         return
-    rows = [[str(p["name"]), "yes" if p["preemptive"] else "no", str(p["source"]), str(p["idea"])] for p in known]
+    rows = [[str(p["name"]), "yes" if p["preemptive"] else "no", str(p["idea"]), str(p["source"])] for p in known]
     if render.on_terminal():
         render.console().print(wrapped(rows))
     else:
@@ -69,7 +69,7 @@ def wrapped(rows: list[list[str]]) -> object:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for column, ratio in zip(COLUMNS, (None, None, 2, 3), strict=True):
+    for column, ratio in zip(COLUMNS, (None, None, 3, 2), strict=True):
         table.add_column(column, ratio=ratio, no_wrap=ratio is None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
