@@ -173,6 +173,7 @@ class Segment:
     row: int  # index into Workload.entries
     attempt: int
     gpus: int
+    gpu_type: str
     start_ns: int
     work_ns: int
     stop_ns: int
@@ -185,9 +186,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A whole simulated run, seen from outside the scheduler. `capacity` steps: (time_ns, devices present)."""
+    """A whole simulated run, seen from outside the scheduler. `capacity`: (time_ns, GPU type, devices more or less).
+    A job's segments stand in order of time."""
 
     segments: tuple[Segment, ...]
-    capacity: tuple[tuple[int, int], ...]
+    capacity: tuple[tuple[int, str, int], ...]
     end_ns: tuple[int, ...]  # per entry: when it ended; −1 = it never did
     events: int

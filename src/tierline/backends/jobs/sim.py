@@ -96,6 +96,7 @@ class _Attempt:
     number: int
     nodes: frozenset[str]
     gpus: int
+    gpu_type: str
     start_ns: int
     work_ns: int
     share_from: float
@@ -145,7 +146,7 @@ class SimBackend:
         self._events = 0
         self._segments: list[Segment] = []
         self._ended_ns = [-1] * len(workload.entries)
-        self._capacity = [(clock.now_ns(), len(self._node_of))]
+        self._capacity = [(clock.now_ns(), device.gpu_type, 1) for node in options.nodes for device in node.devices]
         for node in options.nodes:
             clock.post(NodeJoined(node))
         for sweep in workload.sweeps:
@@ -187,6 +188,7 @@ class SimBackend:
             number=action.attempt,
             nodes=nodes,
             gpus=len(action.device_ids),
+            gpu_type=self._type_of[action.device_ids[0]],
             start_ns=now,
             work_ns=now + (self._options.restart_ns if resumes else 0),
             share_from=course.share,
@@ -371,6 +373,7 @@ class SimBackend:
             row=attempt.course.row,
             attempt=attempt.number,
             gpus=attempt.gpus,
+            gpu_type=attempt.gpu_type,
             start_ns=attempt.start_ns,
             work_ns=min(attempt.work_ns, stop_ns),
             stop_ns=stop_ns,
@@ -392,11 +395,11 @@ class SimBackend:
         node = next(node for node in self._options.nodes if node.name == name)
         if back:
             self._present.add(name)
-            self._capacity.append((at, self._capacity[-1][1] + len(node.devices)))
+            self._capacity += [(at, device.gpu_type, 1) for device in node.devices]
             self._plan_loss(name, at)
             return NodeJoined(node)
         self._present.discard(name)
-        self._capacity.append((at, self._capacity[-1][1] - len(node.devices)))
+        self._capacity += [(at, device.gpu_type, -1) for device in node.devices]
         heapq.heappush(self._faults, (at + self._options.repair_ns, 1, name))
         for attempt in list(self._running.values()):
             if name in attempt.nodes:
