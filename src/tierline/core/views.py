@@ -78,7 +78,8 @@ class Forecast:
     """Predictions from reports alone (`perf/forecast.py`), per live job. Utility has no unit (0 = chance, 1 = target).
 
     `utility` so far. `density`: best future average slope, utility per GPU-second on min_gpus, the restart in it for a
-    job that would have to load its checkpoint. `gain`: utility still to be had, whatever it costs. `unexplored`: fewer
+    job that would have to load its checkpoint. `gain`: the same per report interval
+    instead of per GPU-second, restarts free. `unexplored`: fewer
     than two reports and little service, so nothing is known yet. `step_s`: seconds a step, 0.0 = unknown. `curves` is
     None unless the policy declares `needs_curves`.
     """

@@ -30,7 +30,8 @@ def promise(utility: Floats, first_utility: Floats, excess: Floats, prior: Float
 def best_average_slope(
     promise: Floats, life_s: Floats, unit_s: Floats, left_s: Floats, restart_s: Floats
 ) -> tuple[Floats, Floats]:
-    """(density, gain) per job (J): utility per second on the job's own devices, and the utility to be had at all.
+    """(density, gain) per job (J): utility per second on the job's own devices, and utility per `unit_s` of its own life,
+    whatever that costs in seconds, devices and restarts (what is left of the density when the price is taken away).
 
     `life_s` = τ > 0; `unit_s` the shortest horizon looked at (a report interval or a quantum); `left_s` seconds of work
     left (inf = unknown); `restart_s` seconds that would be spent before any progress.
@@ -41,5 +42,5 @@ def best_average_slope(
         t = np.minimum(horizon * unit_s, left_s)
         ahead = ((1.0 + t / life_s) ** GAMMA - 1.0) / GAMMA
         np.maximum(density, ahead / np.maximum(t + restart_s, 1e-9), out=density)
-        np.maximum(gain, ahead, out=gain)
+        np.maximum(gain, ahead / horizon, out=gain)
     return density * promise, gain * promise

@@ -162,4 +162,7 @@ class FakeCluster:
         types = {self.devices[d].gpu_type for d in action.device_ids}
         assert len(types) == 1, "a job runs on one GPU type"
         assert not job.gpu_types or types <= set(job.gpu_types)
-        assert all(self.devices[d].memory_bytes >= job.gpu_memory_bytes or not self.devices[d].memory_bytes for d in action.device_ids)
+        assert all(
+            self.devices[d].memory_bytes >= job.gpu_memory_bytes or not self.devices[d].memory_bytes
+            for d in action.device_ids
+        )

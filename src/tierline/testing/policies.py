@@ -1,9 +1,9 @@
 """The contract that every job policy keeps. Subclass it, or run it over your own policy::
 
-    from tierline.testing.policies import JobPolicyContract
+from tierline.testing.policies import JobPolicyContract
 
-    class TestMine(JobPolicyContract):
-        def make(self): return MyPolicy()
+class TestMine(JobPolicyContract):
+    def make(self): return MyPolicy()
 """
 
 from __future__ import annotations

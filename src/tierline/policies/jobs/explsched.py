@@ -20,7 +20,8 @@ class ExplSched:
 
     Source: ExplSched (IEEE CLUSTER 2023), online primal-dual; ρ and λ as in docs/concepts/price.
     Inputs: forecast (density, gain, unexplored), weight, speed-up. Memory: none. Cost: one sort a round.
-    `priced=False` is the ablation λ ≡ 0: GPU-seconds cost nothing, so bids are whole gains and restarts are free.
+    `priced=False` is the ablation λ ≡ 0: GPU-seconds cost nothing, so bids are gains per report interval
+    and restarts are free.
     """
 
     keep: float = 0.3

@@ -43,7 +43,7 @@ class Oasis:
         bids = rate[waiting][rate[waiting] > 0]
         if len(bids):
             self.most = max(self.most, float(bids.max()))
-            self.least = min(self.least or np.inf, float(bids.min()))
+            self.least = min(self.least or np.inf, float(bids.min()) / 2.0)  # an idle cluster refuses nobody
         if not self.most:
             return plan_of(view, allocate(view, waiting), lambda row: "no bids yet", lambda row: "never")
         committed = self._commitments(view, work_s)
