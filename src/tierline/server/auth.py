@@ -202,7 +202,8 @@ def _host_name(host: str) -> str:
     """`Host` without its port, lower case, without the brackets of an IPv6 address."""
     host = host.strip().lower()
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        name, bracket, _ = host[1:].partition("]")
+        return name if bracket else ""
     return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
