@@ -259,6 +259,8 @@ def test_a_max_metric_is_negated_and_odd_lines_do_no_harm(site):
     site.start("a", attempt=2)  # its first line is not glued to the torn one
     site.exited("a", 2)
     assert [r.step for r in site.reports("a") if r.attempt == 2] == [1, 2, 3, 6]
+    torn = '{"step": 7, "accura'
+    assert (site.folder("a") / "reports.jsonl").read_text().count(f"\n{torn}\n") == 1
 
 
 def test_all_reports_come_before_the_end_of_the_attempt(site):

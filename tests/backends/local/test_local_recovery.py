@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tierline.backends.jobs.processes import kill_all
+from tierline.backends.jobs.progress import ReportFileReader
+from tierline.backends.jobs.rundir import AttemptFolder, JobFolder
+from tierline.backends.jobs.watch import AttemptWatch
 from tierline.core.actions import StartJob
-from tierline.core.nouns import NS_PER_S
+from tierline.core.nouns import NS_PER_S, Job
 from tierline.core.status import AttemptStatus
 
 SOURCE = str(Path(__file__).resolve().parents[3] / "src")
@@ -165,7 +168,10 @@ def test_the_daemon_is_killed_at_random_moments_between_intent_and_launch(site):
         assert len(site.exits(name)) == 1
 
 
-def test_a_killed_supervisor_means_lost_and_leaves_nothing_behind(site):
+@pytest.mark.parametrize("with_cgroup", [True, False])
+def test_a_killed_supervisor_means_lost_and_leaves_nothing_behind(site, monkeypatch, with_cgroup):
+    if not with_cgroup:
+        monkeypatch.setattr("tierline.backends.jobs.launch._group_name", lambda *_: "not/possible")
     site.open()
     site.script(
         "a",
@@ -188,9 +194,9 @@ def test_a_killed_supervisor_means_lost_and_leaves_nothing_behind(site):
     pid = json.loads((site.folder("a") / "attempt-1" / "pid.json").read_text())
     os.kill(pid["supervisor_pid"], signal.SIGKILL)
     assert site.exited("a").outcome == "lost"
+    assert not site.alive("a")  # what the event says is true the moment it is told
     grandchild = int(site.log("a").split()[1])
     site.eventually(lambda: not os.path.exists(f"/proc/{grandchild}"), "the end of the grandchild")
-    assert not site.alive("a")
     assert site.alive("neighbour") == neighbour
     assert not site.exits("neighbour")
 
@@ -201,6 +207,7 @@ def test_a_supervisor_killed_while_no_daemon_was_there_means_lost(site):
     site.prints("a", "line 2\n")
     kill(first)
     kill_all(site.supervisors())
+    site.eventually(lambda: not site.alive("a"), "the end of the job, by the kernel alone")
     site.open((status("a"),))
     assert site.exited("a").outcome == "lost"
     assert not site.alive("a")
@@ -343,3 +350,24 @@ def test_a_supervisor_terminated_by_the_system_lets_the_job_save_and_counts_as_l
         os.kill(pid, signal.SIGTERM)
     assert site.exited("a").outcome == "lost"
     assert (site.folder("a") / "checkpoints" / "state").read_bytes() == b"saved"
+
+
+def test_a_supervisor_that_starts_just_while_we_look_is_not_taken_for_dead(tmp_path, monkeypatch):
+    """The claim appears between our looks at the lock and at the claim: the order of looking must allow for it."""
+    folder = JobFolder(tmp_path, "a")
+    attempt = folder.attempt(1)
+    attempt.path.mkdir(parents=True)
+    job = Job("a", argv=("true",))
+    launcher = subprocess.Popen(["sleep", "1000"])
+    watch = AttemptWatch(job, 1, (), folder, ReportFileReader(folder.reports, job, 1, 0), launcher)
+
+    def not_yet_locked(self):
+        self.claim()
+        return False
+
+    monkeypatch.setattr(AttemptFolder, "is_supervised", not_yet_locked)
+    try:
+        assert watch.observe(0) == []
+    finally:
+        launcher.kill()
+        launcher.wait()
