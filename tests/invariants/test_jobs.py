@@ -72,7 +72,8 @@ class JobTier(RuleBasedStateMachine):
     def stale_exit(self, data):
         job_id = self._live(data)
         if job_id is not None and job_id not in self.cluster.running:
-            assert [a for a in self.cluster.scheduler.handle(self.cluster.now_ns, JobExited(job_id, 0, "failed", "x"))] == []
+            stale = JobExited(job_id, 0, "failed", "x")
+            assert self.cluster.scheduler.handle(self.cluster.now_ns, stale) == []
 
     @rule(which=st.integers(0, 1))
     def node_comes_or_goes(self, which):

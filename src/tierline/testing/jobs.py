@@ -132,7 +132,7 @@ class FakeCluster:
         match action:
             case SetTimer(name, at_ns):
                 self._post(at_ns, TimerFired(name))
-            case StartJob(job_id, attempt, device_ids):
+            case StartJob(job_id, attempt):
                 self._check_start(action)
                 self.running[job_id] = action
                 self._last_attempt[job_id] = attempt
@@ -162,7 +162,5 @@ class FakeCluster:
         types = {self.devices[d].gpu_type for d in action.device_ids}
         assert len(types) == 1, "a job runs on one GPU type"
         assert not job.gpu_types or types <= set(job.gpu_types)
-        assert all(
-            self.devices[d].memory_bytes >= job.gpu_memory_bytes or not self.devices[d].memory_bytes
-            for d in action.device_ids
-        )
+        memory = [self.devices[d].memory_bytes for d in action.device_ids]
+        assert all(m == 0 or m >= job.gpu_memory_bytes for m in memory)
