@@ -25,28 +25,28 @@ def train() -> None:
     for step in range(1, 21):
         errors = [(slope * x + offset - y, x) for x, y in points]
         tierline.report(step, loss=sum(e * e for e, _ in errors) / len(points))
-        slope -= 0.5 * sum(2 * e * x for e, x in errors) / len(points)
-        offset -= 0.2 * sum(2 * e for e, _ in errors) / len(points)
+        slope -= 0.2 * sum(2 * e * x for e, x in errors) / len(points)
+        offset -= 0.1 * sum(2 * e for e, _ in errors) / len(points)
 
 
 def main() -> None:
-    state = Path(tempfile.mkdtemp(prefix="tierline-"))
     cli = [sys.executable, "-m", "tierline.cli.main"]
-    at_state = ["--state", str(state)]
-    subprocess.run([*cli, "up", "--slots", "1", "--detach", *at_state], check=True, stdout=subprocess.DEVNULL)
-    try:
-        with connect(state) as client:
-            command = (sys.executable, str(Path(__file__).resolve()), "train")
-            client.submit([JobRequest(argv=command, cwd=str(state), job_id="line", total_steps=20)])
-            while (job := client.job("line")).phase not in ("completed", "failed", "stopped"):
-                time.sleep(0.05)
-            reports = client.reports("line")
-            print(f"{job.job_id} {job.phase} after {job.step} steps")
-            for row in reports[::5]:
-                print(f"step {row.step:2d}  loss {row.loss:.4f}")
-            print("decisions:", ", ".join(decision.action for decision in client.why("line").decisions))
-    finally:
-        subprocess.run([*cli, "down", *at_state], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(prefix="tierline-", ignore_cleanup_errors=True) as folder:
+        state = Path(folder)
+        options = ["--slots", "1", "--detach", "--state", folder]
+        subprocess.run([*cli, "up", *options], check=True, stdout=subprocess.DEVNULL)
+        try:
+            with connect(state) as client:
+                command = (sys.executable, str(Path(__file__).resolve()), "train")
+                client.submit([JobRequest(argv=command, cwd=folder, job_id="line", total_steps=20)])
+                while (job := client.job("line")).phase not in ("completed", "failed", "stopped"):
+                    time.sleep(0.05)
+                print(f"{job.job_id} {job.phase} after {job.step} steps")
+                for row in client.reports("line")[::5]:
+                    print(f"step {row.step:2d}  loss {row.loss:.4f}")
+                print("decisions:", ", ".join(decision.action for decision in client.why("line").decisions))
+        finally:
+            subprocess.run([*cli, "down", "--state", folder], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
