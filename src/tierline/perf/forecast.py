@@ -240,6 +240,7 @@ class ForecastBank:
     def _fit(self, rows: Ints, interval: Ints, floor: Floats) -> CurveFit:
         valid = np.arange(WINDOW) >= WINDOW - np.minimum(self._int["points"][rows], WINDOW)[:, None]
         k = (self._curve_k[rows] - self._int["first_step"][rows][:, None]) / interval[:, None]
+        k = np.maximum(k, 0.0)  # a job that fell back behind its first report (it lost a checkpoint) starts anew
         return fit_curves(np.where(valid, k, 0.0), self._curve_loss[rows], valid.astype(np.float64), floor)
 
     def _keep_point(self, row: int, step: int, loss: float) -> None:

@@ -19,7 +19,7 @@ class JobRecord:
     job: Job
     submitted_ns: int
     row: int
-    phase: Phase = Phase.QUEUED
+    phase: Phase
     waits_for: int = 0
     attempt: int = 0
     device_ids: tuple[str, ...] = ()

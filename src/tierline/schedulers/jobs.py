@@ -175,7 +175,7 @@ class JobScheduler:
         sweep = self._sweep_row(job.sweep or f"job:{job.job_id}")
         row = self._table.append(job, now_ns, user, sweep, self._type_speed(job))
         self._bank.append(sweep, job.total_steps, job.params, job.kind)
-        record = JobRecord(job, now_ns, row)
+        record = JobRecord(job, now_ns, row, Phase.WAITING)
         self._jobs[job.job_id] = record
         self._weights_stale = True
         self._elastic += job.max_gpus > job.min_gpus
