@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ANN, BOB, DEADLINE_S, Running
 
 from tierline.cli.client import JobRequest, connect
 from tierline.config import DaemonOptions
-from tierline.testing.daemon import answers, spawn_daemon, wait_until
+from tierline.testing.daemon import RunningDaemon, answers, spawn_daemon, wait_until
+
+TOKENS = {"ann": "a-token-of-ann-0123456789", "bob": "a-token-of-bob-0123456789"}
+END_S = 60
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     state = tmp_path_factory.mktemp("d") / "s"
     state.mkdir(mode=0o700)
     tokens = state / "tokens.json"
-    tokens.write_text(json.dumps([{"token": ANN, "user": "ann"}, {"token": BOB, "user": "bob", "admin": False}]))
+    tokens.write_text(json.dumps([{"token": token, "user": user} for user, token in TOKENS.items()]))
     tokens.chmod(0o600)
     process = spawn_daemon(DaemonOptions(state, slots=4, quantum=1, restart_cost=0.5, poll=0.05, listen="127.0.0.1:0"))
     try:
@@ -28,13 +30,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         assert "http://" in line, line + (process.stderr.read() if process.stderr else "")
         with connect(state) as client:
             wait_until(lambda: answers(client), "the daemon answers")
-            yield Running(process, state, client, "http://" + line.strip().rpartition("http://")[2])
+            yield RunningDaemon(process, state, client, "http://" + line.strip().rpartition("http://")[2], TOKENS)
             for job in client.jobs():
                 client.stop(job.job_id)
             wait_until(lambda: not client.jobs(), "all jobs have ended")
     finally:
         process.terminate()
-        process.communicate(timeout=DEADLINE_S)
+        process.communicate(timeout=END_S)
     assert process.returncode == 0
 
 

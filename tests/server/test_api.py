@@ -7,14 +7,12 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-import httpx
 import pytest
-from running import Running
 
 from tierline.cli.client import JobRequest, SweepRequest
 from tierline.core.errors import InvalidInput, NotFound
 from tierline.server import schemas
-from tierline.testing.daemon import wait_until
+from tierline.testing.daemon import RunningDaemon, wait_until
 
 TRAIN = """
 import tierline, sys
@@ -30,7 +28,7 @@ def python_job(cwd: Path, code: str = TRAIN, **more: object) -> JobRequest:
     return JobRequest(argv=(sys.executable, "train.py"), cwd=str(cwd), env={"PYTHONPATH": path}, **more)  # type: ignore[arg-type]
 
 
-def test_a_sweep_runs_to_its_end_and_everything_about_it_can_be_asked(running: Running, tmp_path: Path) -> None:
+def test_a_sweep_runs_to_its_end_and_everything_about_it_can_be_asked(running: RunningDaemon, tmp_path: Path) -> None:
     client = running.client
     ids = client.submit(
         [python_job(tmp_path, sweep="first") for _ in range(2)], SweepRequest("first", chance=2.0, target=0.1)
@@ -59,7 +57,7 @@ def test_a_sweep_runs_to_its_end_and_everything_about_it_can_be_asked(running: R
     assert client.jobs(all=True, user="nobody") == []
 
 
-def test_stop_hold_and_release_reach_the_process(running: Running, sleeper: JobRequest) -> None:
+def test_stop_hold_and_release_reach_the_process(running: RunningDaemon, sleeper: JobRequest) -> None:
     client = running.client
     job_id = client.submit([replace(sleeper, job_id="sleeper", argv=("sleep", "601.25"))])[0]
     wait_until(lambda: client.job(job_id).phase == "running", "it runs")
@@ -89,7 +87,7 @@ def processes(word: str) -> int:
     return count
 
 
-def test_a_held_job_waits_and_all_or_none_are_accepted(running: Running, sleeper: JobRequest) -> None:
+def test_a_held_job_waits_and_all_or_none_are_accepted(running: RunningDaemon, sleeper: JobRequest) -> None:
     client = running.client
     before = client.health().events
     with pytest.raises(InvalidInput, match="99 GPUs"):
@@ -132,7 +130,7 @@ def test_a_held_job_waits_and_all_or_none_are_accepted(running: Running, sleeper
     ],
 )
 def test_bad_jobs_get_one_sentence_and_leave_nothing(
-    running: Running, sleeper: JobRequest, tmp_path: Path, change: dict[str, object], sentence: str
+    running: RunningDaemon, sleeper: JobRequest, tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
     (tmp_path / "plain.txt").write_text("no program")
     before = running.client.health().events
@@ -145,7 +143,7 @@ def test_bad_jobs_get_one_sentence_and_leave_nothing(
     )
 
 
-def test_scripts_that_exist_and_commands_without_one_are_taken(running: Running, tmp_path: Path) -> None:
+def test_scripts_that_exist_and_commands_without_one_are_taken(running: RunningDaemon, tmp_path: Path) -> None:
     (tmp_path / "ok.py").write_text("")
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\nexit 0\n")
@@ -170,15 +168,15 @@ def test_scripts_that_exist_and_commands_without_one_are_taken(running: Running,
         ({"jobs": [], "sweep": {"sweep_id": "s", "direction": "max", "chance": 0.9, "target": 0.1}}, "must lie below"),
     ],
 )
-def test_malformed_submissions_are_told_what_is_wrong(running: Running, body: object, sentence: str) -> None:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(running.state / "run/tierline.sock"))) as http:
+def test_malformed_submissions_are_told_what_is_wrong(running: RunningDaemon, body: object, sentence: str) -> None:
+    with running.over_socket() as http:
         answer = http.post("http://tierline/v1/jobs", json=body)
     assert answer.status_code == 422
     assert sentence in answer.json()["error"]["message"]
 
 
-def test_a_torn_body_is_no_crash(running: Running) -> None:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(running.state / "run/tierline.sock"))) as http:
+def test_a_torn_body_is_no_crash(running: RunningDaemon) -> None:
+    with running.over_socket() as http:
         answer = http.post(
             "http://tierline/v1/jobs", content=b'{"jobs": [', headers={"content-type": "application/json"}
         )
@@ -186,13 +184,13 @@ def test_a_torn_body_is_no_crash(running: Running) -> None:
     assert answer.json()["error"]["message"]
 
 
-def test_a_maximised_metric_becomes_a_loss_at_the_edge(running: Running) -> None:
+def test_a_maximised_metric_becomes_a_loss_at_the_edge(running: RunningDaemon) -> None:
     running.client.submit([], SweepRequest("acc", metric="accuracy", direction="max", chance=0.1, target=0.99))
     sweep = next(sweep for sweep in running.client.sweeps() if sweep.sweep_id == "acc")
     assert (sweep.chance, sweep.target) == (-0.1, -0.99)
 
 
-def test_what_does_not_exist_is_404(running: Running) -> None:
+def test_what_does_not_exist_is_404(running: RunningDaemon) -> None:
     for ask in (
         running.client.job,
         running.client.why,
@@ -204,7 +202,7 @@ def test_what_does_not_exist_is_404(running: Running) -> None:
             ask("nobody")
 
 
-def test_the_cluster_its_policies_measures_and_events(running: Running) -> None:
+def test_the_cluster_its_policies_measures_and_events(running: RunningDaemon) -> None:
     client = running.client
     assert [device.device_id for device in client.cluster().devices] == ["cpu0", "cpu1", "cpu2", "cpu3"]
     assert {"explsched", "fifo"} <= {policy.name for policy in client.policies()}
@@ -217,7 +215,7 @@ def test_the_cluster_its_policies_measures_and_events(running: Running) -> None:
     assert "tierline_round_seconds_count" in text
 
 
-def test_shares_are_set_by_the_administrator(running: Running) -> None:
+def test_shares_are_set_by_the_administrator(running: RunningDaemon) -> None:
     assert running.client.set_shares({"ann": 2.0})["ann"] == 2.0
     assert running.client.shares()["ann"] == 2.0
     with pytest.raises(InvalidInput):
@@ -225,14 +223,14 @@ def test_shares_are_set_by_the_administrator(running: Running) -> None:
     assert running.client.shares()["ann"] == 2.0
 
 
-def test_the_socket_is_its_owners_alone(running: Running) -> None:
+def test_the_socket_is_its_owners_alone(running: RunningDaemon) -> None:
     socket = running.state / "run" / "tierline.sock"
     assert socket.stat().st_mode & 0o777 == 0o600
     assert socket.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_document_of_the_api_names_every_route(running: Running) -> None:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(running.state / "run/tierline.sock"))) as http:
+def test_the_document_of_the_api_names_every_route(running: RunningDaemon) -> None:
+    with running.over_socket() as http:
         paths = http.get("http://localhost/openapi.json").json()["paths"]
     assert {"/v1/jobs", "/v1/jobs/{job_id}/why", "/v1/shares", "/v1/events", "/metrics", "/health"} <= set(paths)
 

@@ -11,6 +11,7 @@ Where the daemon is: `TIERLINE_URL` and `TIERLINE_TOKEN` when set (TCP), else th
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,9 +170,11 @@ class Client:
     daemon's sentence when it declines.
     """
 
-    def __init__(self, http: httpx.Client, where: str) -> None:
+    def __init__(self, http: httpx.Client, where: str, unix: Path | None = None) -> None:
         self._http = http
         self._where = where
+        self._unix = unix
+        self._is_reached = unix is None
 
     def __enter__(self) -> Client:
         return self
@@ -267,10 +270,14 @@ class Client:
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
+            if self._unix is not None and not self._is_reached:
+                _knock(self._unix)
+                self._is_reached = True
             answer = self._http.request(method, path, **arguments)
         except httpx.TimeoutException as error:
             raise DaemonUnavailable(f"The daemon at {self._where} did not answer in time.") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, OSError) as error:
+            self._is_reached = self._unix is None
             raise DaemonUnavailable(f"No daemon answers at {self._where}: start one with `tierline up`.") from error
         if answer.is_success:
             return answer
@@ -284,10 +291,16 @@ def connect(state: Path | None = None, *, url: str = "", token: str = "", timeou
     if url:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return Client(httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False), url)
-    socket = StatePaths(state if state is not None else state_dir()).socket
-    transport = httpx.HTTPTransport(uds=str(socket))
+    unix = StatePaths(state if state is not None else state_dir()).socket
+    transport = httpx.HTTPTransport(uds=str(unix))
     http = httpx.Client(transport=transport, base_url="http://tierline", timeout=timeout_s, trust_env=False)
-    return Client(http, str(socket))
+    return Client(http, str(unix), unix)
+
+
+def _knock(unix: Path) -> None:
+    """Raises `OSError` when nobody listens. Asked first because httpcore leaks its socket when it cannot connect."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect(str(unix))
 
 
 def _segment(job_id: str) -> str:
