@@ -17,5 +17,5 @@ for run in run_all(experiment):
     figures = run.judgement
     print(
         f"{run.policy:<10} utility {figures.utility:3.0f} of at most {run.bound:.0f},"
-        f" wasted {figures.wasted_gpu_s / 3600:3.0f} GPU-hours, idle {figures.idle_gpu_s / 3600:.0f}"
+        f" wasted {figures.wasted_gpu_s / 60:3.0f} GPU-minutes, idle {figures.idle_gpu_s / 60:.0f}"
     )

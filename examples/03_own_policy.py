@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from tierline.backends.jobs.sim import uniform_nodes
+from tierline.core.contracts import JobPolicy
 from tierline.core.views import ClusterView, Plan
 from tierline.experiments import Experiment, build_policy, build_workload, simulate
 from tierline.policies.jobs.allocation import allocate, by_rank, plan_of
@@ -27,6 +28,7 @@ class Favourites:
 
     preemptive: ClassVar[bool] = True
     needs_forecast: ClassVar[bool] = True
+    needs_curves: ClassVar[bool] = False
     work_conserving: ClassVar[bool] = True
 
     def plan(self, view: ClusterView, rng: random.Random) -> Plan:
@@ -44,7 +46,8 @@ class Favourites:
 
 experiment = Experiment("exploratory", uniform_nodes(8), ("las", "explsched"), jobs=60, loads=(4.0,))
 workload = build_workload(experiment.source, experiment.nodes, experiment.jobs, 4.0, seed=0)
-contenders = {name: build_policy(name, workload) for name in experiment.policies}
-for name, policy in [("favourites", Favourites()), *contenders.items()]:
+contenders: dict[str, JobPolicy] = {"favourites": Favourites()}
+contenders |= {name: build_policy(name, workload) for name in experiment.policies}
+for name, policy in contenders.items():
     figures = judge(workload, simulate(workload, policy, experiment))
     print(f"{name:<10} utility {figures.utility:3.0f}, regret of the best {figures.best_regret:.2f}")
