@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,7 +106,7 @@ def device_indices(device_ids: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def foreign_processes(
-    nvml: Nvml, devices: Sequence[Device], root: Path, supervisors: Collection[int], busy: Collection[str]
+    nvml: Nvml, devices: Sequence[Device], root: Path, supervisors: Set[int], busy: Collection[str]
 ) -> Mapping[str, tuple[int, ...]]:
     """device id -> pids on it that belong to none of our jobs.
 
