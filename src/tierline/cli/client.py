@@ -174,7 +174,6 @@ class Client:
         self._http = http
         self._where = where
         self._unix = unix
-        self._is_reached = unix is None
 
     def __enter__(self) -> Client:
         return self
@@ -270,14 +269,12 @@ class Client:
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
-            if self._unix is not None and not self._is_reached:
+            if self._unix is not None:
                 _knock(self._unix)
-                self._is_reached = True
             answer = self._http.request(method, path, **arguments)
         except httpx.TimeoutException as error:
             raise DaemonUnavailable(f"The daemon at {self._where} did not answer in time.") from error
         except (httpx.TransportError, OSError) as error:
-            self._is_reached = self._unix is None
             raise DaemonUnavailable(f"No daemon answers at {self._where}: start one with `tierline up`.") from error
         if answer.is_success:
             return answer
