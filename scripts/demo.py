@@ -59,6 +59,7 @@ def daemon(policy: str, slots: int, quantum_s: float) -> Iterator[Client]:
         subprocess.run([*TIERLINE, "sweep", "digits.toml"], cwd=ROOT / "examples", env=environment, check=True)
         yield client
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C shall not cut the clean-up short
         with contextlib.suppress(TierlineError):
             stop_all(client)
         client.close()
@@ -70,6 +71,7 @@ def daemon(policy: str, slots: int, quantum_s: float) -> Iterator[Client]:
             process.wait()
         kill_leftovers(state)
         shutil.rmtree(state, ignore_errors=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:

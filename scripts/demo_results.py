@@ -151,7 +151,12 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         for axes, curve in ((left, result.utility_curve), (right, result.best_curve)):
             axes.step(*zip(*curve, strict=True), where="post", label=result.policy, linewidth=1.8)
     left.set(title="Total utility of the sweep", ylabel="sum over trials (0 chance … 1 best)", ylim=(0, None))
-    right.set(title="Best of the sweep", ylabel="lowest validation loss so far (nats)", yscale="log")
+    right.set(
+        title="Best of the sweep",
+        ylabel="lowest validation loss so far (nats)",
+        yscale="log",
+        ylim=(None, 1.1 * CHANCE),
+    )
     for axes in (left, right):
         axes.set(xlabel="slot-seconds", xlim=(0, results[0].budget_slot_s))
         axes.grid(alpha=0.3)

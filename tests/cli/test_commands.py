@@ -300,6 +300,6 @@ def test_top_prints_once_in_a_pipe(daemon: FakeDaemon, tierline: Tierline) -> No
     text = tierline("top").out
     assert "cpu 0.25" in text
     assert "total utility 0.50" in text
-    assert "█▆▃▁" in text
+    assert "█▇▅▁" in text
     assert text.index("high") < text.index("low")
     assert json.loads(tierline("top", "--json").out)["utility"] == 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import sys
@@ -94,8 +95,13 @@ def job_cells(scene: Scene, job: JobStatus) -> list[str]:
         render.number(job.loss),
         render.number(job.utility, 3),
         render.number(job.density, 3),
-        render.sparkline(scene.losses.get(job.job_id, [])),
+        render.sparkline(even(scene.losses.get(job.job_id, []))),
     ]
+
+
+def even(losses: Sequence[float]) -> list[float]:
+    """Positive losses on a logarithmic scale, so that one absurd start does not flatten all that follows."""
+    return [math.log(loss) for loss in losses] if min(losses, default=0.0) > 0 else list(losses)
 
 
 DEVICE_COLUMNS = ("DEVICE", "JOB", "STATE", "STEP", "LOSS", "UTILITY", "DENSITY", "LOSSES")
@@ -108,7 +114,7 @@ def picture(scene: Scene) -> RenderableType:
     from rich.text import Text
 
     queue = scene.queue
-    more = f"\n… and {len(queue) - QUEUE_ROWS} more" if len(queue) > QUEUE_ROWS else ""
+    more = f"… and {len(queue) - QUEUE_ROWS} more" if len(queue) > QUEUE_ROWS else ""
     return Group(
         Text(headline(scene), style="bold"),
         Text(),
