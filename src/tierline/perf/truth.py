@@ -6,8 +6,7 @@ No policy or scheduler may import this module (an import contract checks it): a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 
@@ -90,15 +89,15 @@ class Workload:
     def hash(self) -> str:
         """SHA-256 (hex) over everything generated: arrivals, jobs, curves, ends, scales and devices."""
         digest = hashlib.sha256()
-        for part in _canonical((self.name, self.gpus, self.sweeps, self.normalisers)):
-            digest.update(part)
+        _add(digest, repr((self.name, self.gpus)))
+        for sweep, scale in zip(self.sweeps, self.normalisers, strict=True):
+            _add(digest, _told(sweep, _SWEEP) + _told(scale, _SCALE))
         for entry in self.entries:
             truth = entry.truth
-            for part in _canonical((entry.time_ns, entry.job)):
-                digest.update(part)
+            _add(digest, f"{entry.time_ns} {_told(entry.job, _JOB)}")
             digest.update(np.asarray(truth.steps, dtype="<i8").tobytes())
-            losses = np.asarray(truth.losses, dtype="<f8")
-            digest.update(np.where(np.isnan(losses), np.nan, losses).astype("<f8").tobytes())  # one NaN, not many
+            losses = np.where(np.isnan(truth.losses), np.nan, truth.losses)  # one NaN, not many
+            digest.update(losses.astype("<f8").tobytes())
             ends = (truth.duration_s, truth.stop_fraction, truth.fail_fraction)
             digest.update(np.asarray(ends, dtype="<f8").tobytes())
         return digest.hexdigest()
@@ -117,21 +116,22 @@ class Workload:
         return {sweep.sweep_id: scale for sweep, scale in zip(self.sweeps, self.normalisers, strict=True)}
 
 
-def _canonical(value: object) -> Iterable[bytes]:
-    """An unambiguous byte encoding: type letter, length or bits, content."""
-    if is_dataclass(value) and not isinstance(value, type):
-        yield b"d" + type(value).__name__.encode() + b";"
-        for item in fields(value):
-            yield from _canonical(getattr(value, item.name))
-    elif isinstance(value, tuple):
-        yield b"t%d;" % len(value)
-        for element in value:
-            yield from _canonical(element)
-    elif isinstance(value, float):
-        yield b"f" + np.float64(value).tobytes()
-    else:
-        text = repr(value).encode()
-        yield b"r%d;" % len(text) + text
+def _defaults(kind: type) -> tuple[tuple[str, object], ...]:
+    return tuple((item.name, item.default) for item in fields(kind))
+
+
+_JOB, _SWEEP, _SCALE = _defaults(Job), _defaults(Sweep), _defaults(Normaliser)
+
+
+def _told(noun: object, defaults: tuple[tuple[str, object], ...]) -> str:
+    """What is not at its default, so that a field added to a noun later leaves the hashes of old workloads alone."""
+    values = ((name, getattr(noun, name), default) for name, default in defaults)
+    return repr([(name, value) for name, value, default in values if value != default])
+
+
+def _add(digest: hashlib._Hash, text: str) -> None:
+    encoded = text.encode()
+    digest.update(b"%d:" % len(encoded) + encoded)
 
 
 def utility_curve(truth: Truth, scale: Normaliser) -> tuple[Floats, Floats]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -161,7 +162,10 @@ def idle_gpu_ns(workload: Workload, record: Record) -> float:
     since = {row: entry.time_ns for row, entry in enumerate(workload.entries)}
     over = max((segment.end_ns for segment in record.segments), default=0)
     for segment in record.segments:
-        changes += [(segment.start_ns, segment.gpu_type, -segment.gpus), (segment.end_ns, segment.gpu_type, segment.gpus)]
+        changes += [
+            (segment.start_ns, segment.gpu_type, -segment.gpus),
+            (segment.end_ns, segment.gpu_type, segment.gpus),
+        ]
         waits += [(since[segment.row], kinds[segment.row], 1), (segment.start_ns, kinds[segment.row], -1)]
         since[segment.row] = segment.end_ns
     for row, from_ns in since.items():
@@ -174,7 +178,7 @@ def idle_gpu_ns(workload: Workload, record: Record) -> float:
     waiting: dict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
     times = sorted({at for at, *_ in changes} | {at for at, *_ in waits})
     total, c, w = 0.0, 0, 0
-    for now, after in zip(times, times[1:], strict=False):
+    for now, after in pairwise(times):
         while c < len(changes) and changes[c][0] <= now:
             free[changes[c][1]] += changes[c][2]
             c += 1

@@ -48,7 +48,7 @@ def load(source: str, scale: Scale) -> Workload:
         raise UnknownName("workload", name, WORKLOADS)
     if scale.jobs < 0 or scale.gpus < 1 or not 0.0 <= scale.load < 1e6:
         raise InvalidInput(
-            f"--jobs {scale.jobs}, --gpus {scale.gpus} and --load {scale.load:g} must be at least 0, at least 1 and 0 or more."
+            f"--jobs {scale.jobs}, --gpus {scale.gpus} and --load {scale.load:g} must be at least 0, 1 and 0."
         )
     kind = NEEDS_PATH.get(name)
     if kind is None and path:

@@ -1,6 +1,7 @@
 """`taskset:DIR`: real learning curves (TaskSet, as packaged in releaunifreiburg/DyHPO, Apache-2.0).
 
-The recipe. Every npz file in DIR, sorted by name, is one sweep, its loss `valid_loss`. Jobs are dealt to the files in
+The recipe. Every npz file in DIR (else every JSON file, as published), sorted by name, is one sweep, its loss
+`valid_loss`. Jobs are dealt to the files in
 balanced random order; each draws its runs without replacement. Chance B = ln(classes), declared in the sweep. A job
 declares its steps (50) and its hyperparameters, holds one GPU, and belongs to the sweep's user. Per file a base
 duration, lognormal (median 3600 s, sigma 0.5); per job a factor, lognormal (0, 0.1). 30 % of the jobs are stopped by
@@ -10,6 +11,7 @@ comes at total work (up to the stops) / (load · gpus).
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +43,10 @@ class Recipe:
 
 def build(path: str, options: Options, scale: Scale) -> Workload:
     """Raises InvalidInput when a file lacks a column, or holds fewer runs than the jobs dealt to it."""
-    files = sorted(Path(path).glob("*.npz"), key=lambda file: file.name)
+    found = list(Path(path).glob("*.npz")) or list(Path(path).glob("*.json"))
+    files = sorted(found, key=lambda file: file.name)
     if not files:
-        raise InvalidInput(f"'{path}' holds no npz file with learning curves.")
+        raise InvalidInput(f"'{path}' holds no npz or JSON file with learning curves.")
     jobs = scale.jobs or 200
     rng = generator("taskset", scale.seed)
     dealt = rng.permutation(np.arange(jobs) % len(files))
@@ -54,7 +57,9 @@ def build(path: str, options: Options, scale: Scale) -> Workload:
         losses, values, names = _read(file)
         rows = np.flatnonzero(dealt == number)
         if len(rows) > len(losses):
-            raise InvalidInput(f"{file.name} holds {len(losses)} runs, but {len(rows)} of the {jobs} jobs need one each.")
+            raise InvalidInput(
+                f"{file.name} holds {len(losses)} runs, but {len(rows)} of the {jobs} jobs need one each."
+            )
         for row, run in zip(rows, rng.choice(len(losses), len(rows), replace=False), strict=True):
             curves[row] = losses[run]
             params[row] = tuple((name, float(value)) for name, value in zip(names, values[run], strict=True))
@@ -77,7 +82,10 @@ def build(path: str, options: Options, scale: Scale) -> Workload:
                 params=params[row],
             ),
             Truth(
-                np.arange(len(curves[row]), dtype=np.int64), curves[row], float(duration_s[row]), float(stop_fraction[row])
+                np.arange(len(curves[row]), dtype=np.int64),
+                curves[row],
+                float(duration_s[row]),
+                float(stop_fraction[row]),
             ),
         )
         for row in range(jobs)
@@ -112,16 +120,28 @@ def normalise(sweeps: tuple[Sweep, ...], entries: tuple[Arrival, ...], chance: f
 def _read(file: Path) -> tuple[Floats, Floats, list[str]]:
     """(losses (runs × points), hyperparameters (runs × n), their names) of one file."""
     try:
-        with np.load(file) as data:
-            losses = np.asarray(data["valid_loss"], dtype=np.float64)
-            values = np.asarray(data["hyperparameters"], dtype=np.float64)
-            names = [str(name) for name in data["hyperparameter_names"]]
-    except (KeyError, ValueError, OSError, BadZipFile) as error:
+        losses, values, names = _read_json(file) if file.suffix == ".json" else _read_npz(file)
+    except (KeyError, IndexError, TypeError, ValueError, OSError, BadZipFile) as error:
         raise InvalidInput(
-            f"{file.name} is not a curve file: it needs valid_loss, hyperparameters, hyperparameter_names ({error})."
+            f"{file.name} is not a curve file: it needs valid_loss, hyperparameters and hyperparameter_names ({error})."
         ) from error
     if losses.ndim != 2 or values.ndim != 2 or len(values) != len(losses) or losses.shape[1] < 2:
         raise InvalidInput(f"{file.name}: valid_loss {losses.shape} and hyperparameters {values.shape} do not match.")
     # beyond a million a loss is as good as infinite, and squares of it would overflow a fit
     losses[~(np.abs(losses) < 1e6)] = np.nan
     return losses, values, names
+
+
+def _read_npz(file: Path) -> tuple[Floats, Floats, list[str]]:
+    with np.load(file) as data:
+        losses = np.array(data["valid_loss"], dtype=np.float64)
+        values = np.array(data["hyperparameters"], dtype=np.float64)
+        return losses, values, [str(name) for name in data["hyperparameter_names"]]
+
+
+def _read_json(file: Path) -> tuple[Floats, Floats, list[str]]:
+    """The published form: a list of runs, each with `hp` (name -> value) and `valid` -> `loss` (points)."""
+    runs = json.loads(file.read_text(encoding="utf-8"))
+    names = sorted(runs[0]["hp"])
+    losses = np.array([run["valid"]["loss"] for run in runs], dtype=np.float64)
+    return losses, np.array([[run["hp"][name] for name in names] for run in runs], dtype=np.float64), names

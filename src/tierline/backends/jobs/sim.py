@@ -214,9 +214,7 @@ class SimBackend:
         """Speed relative to `min_gpus` of the slowest type; a synchronous gang is as slow as its slowest member."""
         job = course.job
         speeds = dict(job.type_speed)
-        slowest = min(
-            speeds.get(self._type_of[d], 1.0) / self._slowdown.get(self._node_of[d], 1.0) for d in device_ids
-        )
+        slowest = min(speeds.get(self._type_of[d], 1.0) / self._slowdown.get(self._node_of[d], 1.0) for d in device_ids)
         curve = course.speed_at
         return slowest * (1.0 if curve is None else float(curve[min(len(device_ids), len(curve) - 1)]))
 
