@@ -6,7 +6,7 @@ A training script needs three names, and importing them costs nothing else::
     tierline.report(step, loss=loss)
 """
 
-from tierline.report import checkpoint_dir, report, save_checkpoint, should_stop
+from tierline.report import checkpoint_dir, report, resuming, save_checkpoint, should_stop
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "checkpoint_dir", "report", "save_checkpoint", "should_stop"]
+__all__ = ["__version__", "checkpoint_dir", "report", "resuming", "save_checkpoint", "should_stop"]
