@@ -50,6 +50,7 @@ def ps(
 ) -> None:
     """List the jobs: where each is, what it has reached and why it stands where it does.
 
+    LOSS is the newest value of the metric, with its sign turned for a metric that shall grow (--metric NAME:max).
     UTILITY is the progress made (0 chance, 1 target), DENSITY the utility that the next GPU-second is expected to buy,
     PRICE what a GPU-second cost when the job was last decided about.
 

@@ -68,7 +68,9 @@ def suggest_from(specs: Mapping[str, Any]) -> Suggest:
         values: dict[str, space.Value] = {}
         for name, kind in kinds.items():
             if isinstance(kind, space.Choice):
-                values[name] = trial.suggest_categorical(name, kind.values)
+                chosen = trial.suggest_categorical(name, kind.values)
+                assert chosen is not None  # Optuna allows None among the choices, `Choice` does not
+                values[name] = chosen
             elif kind.integer:
                 values[name] = trial.suggest_int(name, int(kind.low), int(kind.high), log=kind.log)
             else:
