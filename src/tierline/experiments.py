@@ -120,7 +120,7 @@ def parse_policy(text: str) -> tuple[str, dict[str, object]]:
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in known:
             raise UnknownName(f"option of policy '{name}'", key, known)
-        kind = type(known[key])
+        kind: Any = type(known[key])
         try:
             options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError, TypeError):

@@ -73,7 +73,7 @@ def _options(name: str, kind: Any, query: str) -> object:
     for key, text in parse_qsl(query, keep_blank_values=True):
         if key not in known:
             raise UnknownName(f"option of workload '{name}'", key, known)
-        default = known[key].default
+        default: Any = known[key].default
         try:
             given[key] = type(default)(text)
         except ValueError:
