@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -76,6 +76,23 @@ class Trainings:
         pass
 
 
+class Batches:
+    """The event table behind it, written twenty entries at a time: a disk that is slow to sync tells us nothing here."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._entries: list[tuple[int, Event, Sequence[Action]]] = []
+
+    def append(self, entries: Sequence[tuple[int, Event, Sequence[Action]]]) -> None:
+        self._entries += entries
+        if len(self._entries) >= 20:
+            self.flush()
+
+    def flush(self) -> None:
+        self._store.append(self._entries)
+        self._entries = []
+
+
 def users_events(rng: random.Random) -> list[tuple[int, Event]]:
     """(when, what) of users: a sweep, jobs, holds, stops, shares."""
     events: list[tuple[int, Event]] = [(1, SweepDeclared(Sweep("s", "ann", chance=1.2)))]
@@ -97,11 +114,13 @@ def record(root: Path, *, policy: str = "explsched", seed: int = 1, snapshot_eve
     scheduler = build_recorded(setting(policy))
     with EventStore(root, snapshot_every=snapshot_every) as store:
         store.begin_run(0, "0.1", setting(policy), scheduler.dump)
-        driver = Driver(scheduler, Trainings(clock, rng), clock, store)
+        journal = Batches(store)
+        driver = Driver(scheduler, Trainings(clock, rng), clock, journal)
         driver.submit([NodeJoined(Node("n", tuple(Device(f"cpu{i}", "cpu") for i in range(4))))])
         for at_ns, event in users_events(rng):
             clock.post(event, at_ns=at_ns)
         driver.run(until=lambda now_ns: now_ns > 120 * NS_PER_S)
+        journal.flush()
         assert store.seq > 100
     return scheduler
 

@@ -20,7 +20,7 @@ from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, 
 from tierline.core.contracts import Scheduler
 from tierline.core.errors import StateUnusable
 from tierline.runtime.codec import decode_actions, decode_event
-from tierline.runtime.store import EventTable, Row, Run
+from tierline.runtime.table import EventTable, Row, Run
 
 
 class Foldable(Scheduler, Protocol):

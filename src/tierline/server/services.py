@@ -12,7 +12,7 @@ from tierline.core.nouns import Job, Sweep
 from tierline.core.status import ClusterStatus, JobStatus
 from tierline.runtime.driver import Driver
 from tierline.runtime.metrics import Measures
-from tierline.runtime.store import EventTable
+from tierline.runtime.table import EventTable
 
 
 class Questions(Protocol):
