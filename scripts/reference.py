@@ -22,8 +22,6 @@ from typing import Any
 from unittest.mock import Mock
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
-
 logger = logging.getLogger("mkdocs.hooks.reference")
 
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
@@ -32,6 +30,8 @@ _MADE = "<!-- made by scripts/reference.py; do not edit -->\n\n"
 
 def pages() -> dict[str, str]:
     """Path below docs/ -> content."""
+    if str(ROOT / "src") not in sys.path:  # here, since MkDocs puts the path back once it has loaded a hook
+        sys.path.insert(0, str(ROOT / "src"))
     return {
         "reference/cli.md": _MADE + "\n".join(command_line()),
         "reference/policies.md": _MADE + "\n".join(policies()),
@@ -88,15 +88,19 @@ def _command(command: Any, context: Any, name: str) -> Iterator[str]:
             continue
         what = "Arguments" if parameter.param_type_name == "argument" else "Options"
         panel = getattr(parameter, "rich_help_panel", None) or what
-        groups.setdefault(panel, []).append(f"| `{_cell(record[0])}` | {_cell(record[1])} |")
+        groups.setdefault(panel, []).append(f"| `{_code(record[0])}` | {_cell(record[1])} |")
     for panel, rows in groups.items():
         yield "\n".join([f"| {panel} | |", "|---|---|", *rows]) + "\n"
     for sub in getattr(command, "commands", {}).values():
         yield from _command(sub, type(context)(sub, info_name=sub.name, parent=context), f"{name} {sub.name}")
 
 
+def _code(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
 def _cell(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return _code(text).replace("<", "&lt;")
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ def daemon_options() -> Iterator[str]:
     yield "| key | type | default |\n|---|---|---|"
     for field in dataclasses.fields(config.DaemonOptions):
         default = "see above" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        yield f"| `{field.name}` | `{_cell(field.type)}` | {default} |"
+        yield f"| `{field.name}` | `{_code(field.type)}` | {default} |"
 
 
 # ---- HTTP API --------------------------------------------------------------------------------------------------------
