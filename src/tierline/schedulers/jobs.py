@@ -14,7 +14,8 @@ job arrived, only hands out free devices. Both ask the policy the same question.
 the backend reports its exit; the fill round that follows gives them to the best waiting job, so that live and simulated
 clusters, with slow and instant exits, take one path.
 
-Over 400 lines with its neighbours in mind: the transitions stand in one place on purpose.
+Over 400 lines, because the transitions and the hard limits shall stand in one place; what is known (`job_state`), asked
+(`job_questions`) and kept (`job_snapshot`) stands beside it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, SetTimer, StartJob, StopJob
 from tierline.core.contracts import JobPolicy
-from tierline.core.errors import NotFound
 from tierline.core.events import (
     DevicesBlocked,
     Event,
@@ -46,15 +44,12 @@ from tierline.core.events import (
     TimerFired,
 )
 from tierline.core.nouns import NS_PER_S, Job, Phase, Sweep
-from tierline.core.status import AttemptStatus, ClusterStatus, DeviceStatus, JobStatus
-from tierline.core.views import EMPTY_PLAN, ClusterView, Floats, Grant, Plan
-from tierline.perf.forecast import ForecastBank
+from tierline.core.status import AttemptStatus, ClusterStatus, JobStatus
+from tierline.core.views import EMPTY_PLAN, ClusterView, Grant, Plan
 from tierline.schedulers import job_checks, job_snapshot
+from tierline.schedulers.job_questions import cluster_status, job_status, record_of
 from tierline.schedulers.job_record import JobRecord, Leaving
-from tierline.schedulers.job_table import JobTable
-from tierline.schedulers.placement import DevicePool
-
-FairBy = Literal["job", "user", "sweep"]
+from tierline.schedulers.job_state import FairBy, JobTierState
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +70,7 @@ class JobScheduler:
     def __init__(self, policy: JobPolicy, options: JobSchedulerOptions = JobSchedulerOptions()) -> None:
         self.policy = policy
         self.options = options
-        self._pool = DevicePool()
-        self._table = JobTable()
-        self._bank = ForecastBank()
-        self._jobs: dict[str, JobRecord] = {}
-        self._sweeps: dict[str, Sweep] = {}
-        self._users: dict[str, int] = {}
-        self._sweep_index: dict[str, int] = {}
-        self._shares: dict[str, float] = {}
-        self._dependents: dict[str, list[str]] = {}
-        self._deadlines: dict[str, int] = {}
-        self._timers: dict[str, int] = {}
-        self._price: dict[str, float] = {}
-        self._round = 0
-        self._queued = 0
-        self._elastic = 0
-        self._weights_stale = False
+        self._state = JobTierState()
         self._handlers: dict[type, Callable[[int, Any], list[Action]]] = {
             NodeJoined: self._on_node_joined,
             NodeLost: self._on_node_lost,
@@ -119,14 +99,14 @@ class JobScheduler:
         for event in events:
             match event:
                 case JobSubmitted(job):
-                    job_checks.check_job(job, self._jobs, new_ids, self._pool)
+                    job_checks.check_job(job, self._state.jobs, new_ids, self._state.pool)
                     new_ids.add(job.job_id)
                 case SweepDeclared(sweep):
-                    job_checks.check_sweep(sweep, self._sweeps)
+                    job_checks.check_sweep(sweep, self._state.sweeps)
                 case JobHeld(job_id) | StopRequested(job_id):
-                    job_checks.live_record(job_id, self._jobs)
+                    job_checks.live_record(job_id, self._state.jobs)
                 case JobReleased(job_id):
-                    job_checks.check_release(job_id, self._jobs)
+                    job_checks.check_release(job_id, self._state.jobs)
                 case SharesSet(shares):
                     job_checks.check_shares(shares)
                 case _:
@@ -135,61 +115,63 @@ class JobScheduler:
     # ---- nodes and devices -------------------------------------------------------------------------------------
 
     def _on_node_joined(self, now_ns: int, event: NodeJoined) -> list[Action]:
-        known = len(self._pool.gpu_types)
-        self._pool.join(event.node)
-        if len(self._pool.gpu_types) != known:
-            self._table.set_type_count(len(self._pool.gpu_types))
-            self._table.set_types([self._type_speed(self._jobs[job_id].job) for job_id in self._table.ids])
+        known = len(self._state.pool.gpu_types)
+        self._state.pool.join(event.node)
+        if len(self._state.pool.gpu_types) != known:
+            self._state.table.set_type_count(len(self._state.pool.gpu_types))
+            self._state.table.set_types(
+                [self._state.type_speed(self._state.jobs[job_id].job) for job_id in self._state.table.ids]
+            )
         return self._want_fill(now_ns)
 
     def _on_node_lost(self, now_ns: int, event: NodeLost) -> list[Action]:
         actions: list[Action] = []
-        for job_id in self._pool.leave(event.name):
-            record = self._jobs[job_id]
-            if any(self._pool.node_of(d) is not None for d in record.device_ids):
+        for job_id in self._state.pool.leave(event.name):
+            record = self._state.jobs[job_id]
+            if any(self._state.pool.node_of(d) is not None for d in record.device_ids):
                 actions.append(PreemptJob(job_id, record.attempt, f"node {event.name} is lost: {event.reason}"))
             actions += self._lost(now_ns, record, f"node {event.name} is lost: {event.reason}")
         return actions
 
     def _on_devices_blocked(self, now_ns: int, event: DevicesBlocked) -> list[Action]:
-        self._pool.block(event.node, event.device_ids, event.reason)
+        self._state.pool.block(event.node, event.device_ids, event.reason)
         return self._want_fill(now_ns)
 
     # ---- users -------------------------------------------------------------------------------------------------
 
     def _on_shares_set(self, now_ns: int, event: SharesSet) -> list[Action]:
-        self._shares.update(event.shares)
-        self._weights_stale = True
+        self._state.shares.update(event.shares)
+        self._state.weights_stale = True
         return []
 
     def _on_sweep_declared(self, now_ns: int, event: SweepDeclared) -> list[Action]:
         sweep = event.sweep
-        if sweep.sweep_id not in self._sweeps:
-            self._sweeps[sweep.sweep_id] = sweep
-            self._bank.declare(self._sweep_row(sweep.sweep_id), sweep.chance, sweep.target)
+        if sweep.sweep_id not in self._state.sweeps:
+            self._state.sweeps[sweep.sweep_id] = sweep
+            self._state.bank.declare(self._state.sweep_row(sweep.sweep_id), sweep.chance, sweep.target)
         return []
 
     def _on_job_submitted(self, now_ns: int, event: JobSubmitted) -> list[Action]:
         job = event.job
-        user = self._users.setdefault(job.user, len(self._users))
-        sweep = self._sweep_row(job.sweep or f"job:{job.job_id}")
-        row = self._table.append(job, now_ns, user, sweep, self._type_speed(job))
-        self._bank.append(sweep, job.total_steps, job.params, job.kind)
+        user = self._state.users.setdefault(job.user, len(self._state.users))
+        sweep = self._state.sweep_row(job.sweep or f"job:{job.job_id}")
+        row = self._state.table.append(job, now_ns, user, sweep, self._state.type_speed(job))
+        self._state.bank.append(sweep, job.total_steps, job.params, job.kind)
         record = JobRecord(job, now_ns, row, Phase.WAITING)
-        self._jobs[job.job_id] = record
-        self._weights_stale = True
-        self._elastic += job.max_gpus > job.min_gpus
+        self._state.jobs[job.job_id] = record
+        self._state.weights_stale = True
+        self._state.elastic += job.max_gpus > job.min_gpus
         actions: list[Action] = []
-        ended = [self._jobs[d] for d in job.after if self._jobs[d].phase in (Phase.FAILED, Phase.STOPPED)]
+        ended = [self._state.jobs[d] for d in job.after if self._state.jobs[d].phase in (Phase.FAILED, Phase.STOPPED)]
         if ended:
             return self._end(now_ns, record, Phase.STOPPED, _dependency_reason(ended[0]))
         for dependency in job.after:
-            if self._jobs[dependency].phase is not Phase.COMPLETED:
+            if self._state.jobs[dependency].phase is not Phase.COMPLETED:
                 record.waits_for += 1
-                self._dependents.setdefault(dependency, []).append(job.job_id)
+                self._state.dependents.setdefault(dependency, []).append(job.job_id)
         if job.deadline_ns:
-            self._deadlines[job.job_id] = job.deadline_ns
-            actions += self._set_timer("deadline", min(self._deadlines.values()))
+            self._state.deadlines[job.job_id] = job.deadline_ns
+            actions += self._set_timer("deadline", min(self._state.deadlines.values()))
         if job.held:
             record.phase, record.reason = Phase.HELD, "held by its user"
         elif record.waits_for:
@@ -199,7 +181,7 @@ class JobScheduler:
         return actions + self._want_fill(now_ns)
 
     def _on_job_held(self, now_ns: int, event: JobHeld) -> list[Action]:
-        record = self._live(event.job_id)
+        record = self._state.live(event.job_id)
         if record is None or record.phase is Phase.HELD:
             return []
         if record.phase.holds_devices:
@@ -211,7 +193,7 @@ class JobScheduler:
         return []
 
     def _on_job_released(self, now_ns: int, event: JobReleased) -> list[Action]:
-        record = self._live(event.job_id)
+        record = self._state.live(event.job_id)
         if record is None:
             return []
         if record.leaving == "hold":
@@ -221,7 +203,7 @@ class JobScheduler:
         return self._want_fill(now_ns)
 
     def _on_stop_requested(self, now_ns: int, event: StopRequested) -> list[Action]:
-        record = self._live(event.job_id)
+        record = self._state.live(event.job_id)
         if record is None or record.leaving == "stop":
             return []
         return self._stop(now_ns, record, f"{event.reason} ({event.by})" if event.by else event.reason)
@@ -229,15 +211,15 @@ class JobScheduler:
     # ---- what backends report ----------------------------------------------------------------------------------
 
     def _on_job_started(self, now_ns: int, event: JobStarted) -> list[Action]:
-        record = self._live(event.job_id)
+        record = self._state.live(event.job_id)
         if record is not None and record.attempt == event.attempt and record.phase is Phase.STARTING:
             record.phase = Phase.RUNNING
         return []
 
     def _on_progress_reported(self, now_ns: int, event: ProgressReported) -> list[Action]:
-        table = self._table
+        table = self._state.table
         for report in event.reports:
-            record = self._jobs.get(report.job_id)
+            record = self._state.jobs.get(report.job_id)
             if record is None:
                 continue
             record.report_offset = max(record.report_offset, report.offset)
@@ -251,11 +233,13 @@ class JobScheduler:
                 continue
             table.ints("step")[row] = record.step
             table.ints("reports")[row] = record.reports
-            self._bank.observe(row, report.step, report.loss, report.time_ns, report.attempt, self._speed(record))
+            self._state.bank.observe(
+                row, report.step, report.loss, report.time_ns, report.attempt, self._state.speed(record)
+            )
         return []
 
     def _on_job_exited(self, now_ns: int, event: JobExited) -> list[Action]:
-        record = self._live(event.job_id)
+        record = self._state.live(event.job_id)
         if record is None or record.attempt != event.attempt or not record.phase.holds_devices:
             return []
         leaving = record.leaving
@@ -279,18 +263,18 @@ class JobScheduler:
 
     def _enqueue(self, record: JobRecord) -> None:
         record.phase = Phase.QUEUED
-        self._table.bools("eligible")[record.row] = True
-        self._queued += 1
+        self._state.table.bools("eligible")[record.row] = True
+        self._state.queued += 1
 
     def _dequeue(self, record: JobRecord) -> None:
         if record.phase is Phase.QUEUED:
-            self._table.bools("eligible")[record.row] = False
-            self._queued -= 1
+            self._state.table.bools("eligible")[record.row] = False
+            self._state.queued -= 1
 
     def _requeue(self, now_ns: int, record: JobRecord, reason: str) -> None:
         """Back to the queue (or to waiting for dependencies) after a hold, a preemption or a loss."""
         record.reason = reason
-        self._table.ints("queued_ns")[record.row] = now_ns
+        self._state.table.ints("queued_ns")[record.row] = now_ns
         if record.waits_for:
             record.phase = Phase.WAITING
         else:
@@ -300,9 +284,9 @@ class JobScheduler:
         """Take the job off its devices and settle its account."""
         received = len(record.device_ids) * (now_ns - record.started_ns)
         record.attained_gpu_ns += received
-        self._pool.release(record.device_ids)
+        self._state.pool.release(record.device_ids)
         record.device_ids, record.leaving = (), ""
-        row, table = record.row, self._table
+        row, table = record.row, self._state.table
         table.ints("attained_gpu_ns")[row] = record.attained_gpu_ns
         table.ints("gpus")[row] = 0
         table.ints("gpu_type")[row] = -1
@@ -329,7 +313,7 @@ class JobScheduler:
     ) -> list[Action]:
         record.leaving, record.reason = leaving, reason
         record.phase = Phase.RELEASING
-        self._table.bools("eligible")[record.row] = False
+        self._state.table.bools("eligible")[record.row] = False
         if leaving == "stop":
             return [StopJob(record.job.job_id, record.attempt, reason)]
         return [PreemptJob(record.job.job_id, record.attempt, reason, density, price)]
@@ -344,17 +328,17 @@ class JobScheduler:
             self._vacate(now_ns, record)
         else:
             self._dequeue(record)
-        record.utility = self._bank.utility(record.row)
-        self._bank.end(record.row, phase)
-        self._table.end(record.row)
+        record.utility = self._state.bank.utility(record.row)
+        self._state.bank.end(record.row, phase)
+        self._state.table.end(record.row)
         job = record.job
         record.row, record.phase, record.reason, record.ended_ns = -1, phase, reason, now_ns
-        self._weights_stale = True
-        self._elastic -= job.max_gpus > job.min_gpus
-        self._deadlines.pop(job.job_id, None)
+        self._state.weights_stale = True
+        self._state.elastic -= job.max_gpus > job.min_gpus
+        self._state.deadlines.pop(job.job_id, None)
         actions: list[Action] = [RecordEnd(job.job_id, phase.name.lower(), reason)]
-        for dependent_id in self._dependents.pop(job.job_id, ()):
-            dependent = self._live(dependent_id)
+        for dependent_id in self._state.dependents.pop(job.job_id, ()):
+            dependent = self._state.live(dependent_id)
             if dependent is None:
                 continue
             if phase is not Phase.COMPLETED:
@@ -363,71 +347,63 @@ class JobScheduler:
             dependent.waits_for -= 1
             if dependent.waits_for == 0 and dependent.phase is Phase.WAITING:
                 self._requeue(now_ns, dependent, "its dependencies have completed")
-        self._compact()
+        self._state.compact()
         return actions + self._want_fill(now_ns)
-
-    def _compact(self) -> None:
-        if not self._table.wants_compaction():
-            return
-        keep = self._table.compact()
-        self._bank.compact(keep)
-        for row, job_id in enumerate(self._table.ids):
-            self._jobs[job_id].row = row
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 
     def _want_fill(self, now_ns: int) -> list[Action]:
         """A fill round when there is something to hand out and somebody to take it; the next quantum when due."""
         actions: list[Action] = []
-        if self._queued and self._pool.free_count:
+        if self._state.queued and self._state.pool.free_count:
             actions += self._set_timer("fill", now_ns + self.options.fill_ns)
-        if self.policy.preemptive and (self._queued or self._elastic):
+        if self.policy.preemptive and (self._state.queued or self._state.elastic):
             quantum = self.options.quantum_ns
             actions += self._set_timer("quantum", (now_ns // quantum + 1) * quantum)
         return actions
 
     def _set_timer(self, name: str, at_ns: int) -> list[Action]:
-        pending = self._timers.get(name)
+        pending = self._state.timers.get(name)
         if pending is not None and pending <= at_ns:
             return []
-        self._timers[name] = at_ns
+        self._state.timers[name] = at_ns
         return [SetTimer(name, at_ns)]
 
     def _on_timer_fired(self, now_ns: int, event: TimerFired) -> list[Action]:
-        due = self._timers.get(event.name)
+        due = self._state.timers.get(event.name)
         if due is None or due > now_ns:
             return []  # set again for another time since
-        del self._timers[event.name]
+        del self._state.timers[event.name]
         if event.name == "deadline":
             return self._enforce_deadlines(now_ns)
         actions: list[Action] = []
         if event.name == "quantum":
             actions += self._round_of(now_ns, may_preempt=True)
-            if self._queued or self._elastic:
+            if self._state.queued or self._state.elastic:
                 actions += self._set_timer("quantum", now_ns + self.options.quantum_ns)
-        elif self._queued and self._pool.free_count:
+        elif self._state.queued and self._state.pool.free_count:
             actions += self._round_of(now_ns, may_preempt=False)
         return actions
 
     def _enforce_deadlines(self, now_ns: int) -> list[Action]:
         actions: list[Action] = []
-        for job_id in [j for j, at_ns in self._deadlines.items() if at_ns <= now_ns]:
-            del self._deadlines[job_id]
-            record = self._live(job_id)
+        for job_id in [j for j, at_ns in self._state.deadlines.items() if at_ns <= now_ns]:
+            del self._state.deadlines[job_id]
+            record = self._state.live(job_id)
             if record is not None:
                 actions += self._stop(now_ns, record, "its deadline has passed")
-        if self._deadlines:
-            actions += self._set_timer("deadline", min(self._deadlines.values()))
+        if self._state.deadlines:
+            actions += self._set_timer("deadline", min(self._state.deadlines.values()))
         return actions
 
     def view(self, now_ns: int, *, may_preempt: bool) -> ClusterView:
         """What the policy sees now. Windows on live columns: valid until the next event is handled."""
-        if self._weights_stale:
-            self._reweigh()
-        columns = self._table.columns(now_ns)
+        if self._state.weights_stale:
+            self._state.reweigh(self.options.fair_by)
+        columns = self._state.table.columns(now_ns)
         forecast = None
         if self.policy.needs_forecast:
-            forecast = self._bank.forecast(
+            forecast = self._state.bank.forecast(
                 columns,
                 now_ns,
                 self.options.quantum_ns / 1e9,
@@ -439,33 +415,34 @@ class JobScheduler:
             quantum_ns=self.options.quantum_ns,
             restart_ns=self.options.restart_ns,
             may_preempt=may_preempt,
-            gpu_types=tuple(self._pool.gpu_types),
-            free=self._pool.free(),
-            total=self._pool.total(),
+            gpu_types=tuple(self._state.pool.gpu_types),
+            free=self._state.pool.free(),
+            total=self._state.pool.total(),
             jobs=columns,
             forecast=forecast,
-            users=tuple(self._users),
-            sweeps=tuple(self._sweep_index),
+            users=tuple(self._state.users),
+            sweeps=tuple(self._state.sweep_index),
         )
 
     def _round_of(self, now_ns: int, *, may_preempt: bool) -> list[Action]:
-        self._round += 1
-        rng = random.Random(self.options.seed * 1_000_003 + self._round)
+        self._state.round += 1
+        rng = random.Random(self.options.seed * 1_000_003 + self._state.round)
         view = self.view(now_ns, may_preempt=may_preempt)
         plan = self.policy.plan(view, rng)
         if plan is EMPTY_PLAN:
             return []
         if plan.price is not None:
-            self._price = dict(plan.price)
+            self._state.price = dict(plan.price)
         if plan.density is not None:
-            self._table.floats("bid")[: len(plan.density)] = plan.density
+            self._state.table.floats("bid")[: len(plan.density)] = plan.density
         return self._carry_out(now_ns, plan, may_preempt=may_preempt)
 
     def _carry_out(self, now_ns: int, plan: Plan, *, may_preempt: bool) -> list[Action]:
         actions: list[Action] = []
-        records = [(grant, self._jobs[self._table.ids[grant.row]]) for grant in plan.grants]
-        for drop in plan.drops:
-            dropped = self._live(self._table.ids[drop.row])
+        records = [(grant, self._state.jobs[self._state.table.ids[grant.row]]) for grant in plan.grants]
+        # Rows may move while drops are carried out: name all jobs first.
+        for drop, job_id in [(drop, self._state.table.ids[drop.row]) for drop in plan.drops]:
+            dropped = self._state.live(job_id)
             if dropped is not None and dropped.leaving != "stop":
                 actions += self._stop(now_ns, dropped, drop.reason)
         leaving = False
@@ -497,10 +474,12 @@ class JobScheduler:
         if not job.min_gpus <= grant.gpus <= job.max_gpus:
             limits = f"{job.min_gpus}..{job.max_gpus}"
             return [RecordRefusal(job.job_id, f"not started: {grant.gpus} GPUs proposed, it takes {limits}")]
-        if self._table.type_speed[record.row, grant.gpu_type] <= 0:
-            return [RecordRefusal(job.job_id, f"not started: it cannot run on {self._pool.gpu_types[grant.gpu_type]}")]
-        gpu_type = self._pool.gpu_types[grant.gpu_type]
-        device_ids = self._pool.place(job.job_id, gpu_type, grant.gpus)
+        if self._state.table.type_speed[record.row, grant.gpu_type] <= 0:
+            return [
+                RecordRefusal(job.job_id, f"not started: it cannot run on {self._state.pool.gpu_types[grant.gpu_type]}")
+            ]
+        gpu_type = self._state.pool.gpu_types[grant.gpu_type]
+        device_ids = self._state.pool.place(job.job_id, gpu_type, grant.gpus)
         if device_ids is None:
             if devices_to_come:
                 record.reason = "chosen; its devices are being released"
@@ -511,7 +490,7 @@ class JobScheduler:
         record.resume = record.attempt > 1
         record.phase, record.device_ids, record.started_ns = Phase.STARTING, device_ids, now_ns
         record.reason, record.density, record.price = grant.reason, grant.density, price
-        row, table = record.row, self._table
+        row, table = record.row, self._state.table
         table.ints("gpus")[row] = grant.gpus
         table.ints("gpu_type")[row] = grant.gpu_type
         table.ints("started_ns")[row] = now_ns
@@ -520,118 +499,43 @@ class JobScheduler:
         return [StartJob(job.job_id, record.attempt, device_ids, record.resume, grant.reason, grant.density, price)]
 
     def _price_for(self, grant: Grant) -> float:
-        return self._price.get(self._pool.gpu_types[grant.gpu_type], 0.0) if grant.gpu_type >= 0 else 0.0
-
-    # ---- derived -----------------------------------------------------------------------------------------------
-
-    def _live(self, job_id: str) -> JobRecord | None:
-        record = self._jobs.get(job_id)
-        return None if record is None or record.phase.is_terminal else record
-
-    def _sweep_row(self, sweep_id: str) -> int:
-        return self._sweep_index.setdefault(sweep_id, len(self._sweep_index))
-
-    def _type_speed(self, job: Job) -> Floats:
-        """Speed on each type; 0.0 where the job may not run (type not asked for, too little memory)."""
-        speeds = dict(job.type_speed)
-        allowed = [
-            (not job.gpu_types or t in job.gpu_types)
-            and (not self._pool.memory_bytes(t) or self._pool.memory_bytes(t) >= job.gpu_memory_bytes)
-            for t in self._pool.gpu_types
-        ]
-        return np.array([speeds.get(t, 1.0) * ok for t, ok in zip(self._pool.gpu_types, allowed, strict=True)])
-
-    def _speed(self, record: JobRecord) -> float:
-        """Work done per second on the devices held now, relative to `min_gpus` of the slowest type."""
-        row, gpus = record.row, len(record.device_ids)
-        if gpus == 0:
-            return 0.0
-        curve = self._table.speedups[row]
-        gpu_type = int(self._table.ints("gpu_type")[row])
-        return float(self._table.type_speed[row, gpu_type]) * (1.0 if curve is None else float(curve[gpus]))
-
-    def _reweigh(self) -> None:
-        """w = 1 per job, or the share of its user or sweep divided over that one's live jobs."""
-        self._weights_stale = False
-        by, n = self.options.fair_by, len(self._table)
-        if by == "job":
-            return
-        names = self._users if by == "user" else self._sweep_index
-        owner = self._table.ints(by)[:n]
-        live = self._table.bools("live")[:n]
-        counts = np.bincount(owner[live], minlength=len(names))
-        share = np.array([self._shares.get(name, 1.0) for name in names])
-        self._table.floats("weight")[:n] = share[owner] / np.maximum(counts[owner], 1)
+        return self._state.price.get(self._state.pool.gpu_types[grant.gpu_type], 0.0) if grant.gpu_type >= 0 else 0.0
 
     # ---- questions ---------------------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> Job:
-        return self._record(job_id).job
+        return record_of(self._state, job_id).job
 
     def status(self, job_id: str, now_ns: int) -> JobStatus:
-        return self._status(self._record(job_id), now_ns)
+        return job_status(self._state, record_of(self._state, job_id), now_ns)
 
     def statuses(self, now_ns: int) -> list[JobStatus]:
         """All jobs ever accepted, in order of submission."""
-        return [self._status(record, now_ns) for record in self._jobs.values()]
+        return [job_status(self._state, record, now_ns) for record in self._state.jobs.values()]
 
     def cluster(self, now_ns: int) -> ClusterStatus:
-        devices = tuple(
-            DeviceStatus(
-                d.device_id, node, d.gpu_type, d.memory_bytes,
-                self._pool.owner.get(d.device_id, ""), self._pool.blocked.get(d.device_id, ""),
-            )
-            for d, node in self._pool.devices()
-        )  # fmt: skip
-        n = len(self._table)
-        return ClusterStatus(
-            now_ns=now_ns,
-            policy=type(self.policy).__name__,
-            quantum_s=self.options.quantum_ns / 1e9,
-            devices=devices,
-            price=tuple(self._price.items()),
-            live_jobs=int(self._table.bools("live")[:n].sum()),
-            queued_jobs=self._queued,
-            running_jobs=int(self._table.bools("running")[:n].sum()),
-        )
+        return cluster_status(self._state, type(self.policy).__name__, self.options.quantum_ns / 1e9, now_ns)
 
     def attempts(self) -> list[AttemptStatus]:
         """The attempts that should exist now; a backend recovers from these."""
-        return [record.attempt_status() for record in self._jobs.values() if record.phase.holds_devices]
+        return [record.attempt_status() for record in self._state.jobs.values() if record.phase.holds_devices]
 
     def pending_timers(self) -> list[SetTimer]:
-        return [SetTimer(name, at_ns) for name, at_ns in self._timers.items()]
+        return [SetTimer(name, at_ns) for name, at_ns in self._state.timers.items()]
 
     def sweeps(self) -> list[Sweep]:
-        return list(self._sweeps.values())
+        return list(self._state.sweeps.values())
 
     def shares(self) -> dict[str, float]:
-        return dict(self._shares)
+        return dict(self._state.shares)
 
     def dump(self) -> dict[str, Any]:
         """The whole state as JSON-able data (`job_snapshot.py`)."""
-        return job_snapshot.dump(self)
+        return job_snapshot.dump(self._state, self.policy)
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a dump into this fresh scheduler."""
-        job_snapshot.load(self, state)
-
-    def _record(self, job_id: str) -> JobRecord:
-        record = self._jobs.get(job_id)
-        if record is None:
-            raise NotFound(f"there is no job '{job_id}'; `tierline ps --all` lists them.")
-        return record
-
-    def _status(self, record: JobRecord, now_ns: int) -> JobStatus:
-        if record.row < 0:
-            return record.status(now_ns, record.utility, record.reason)
-        reason = record.reason
-        bid = float(self._table.floats("bid")[record.row])
-        price = max(self._price.values(), default=0.0)
-        if record.phase is Phase.QUEUED and not np.isnan(bid):
-            record.density, record.price = bid, price
-            reason = f"waits: bids {bid:.3g} utility per GPU-second, the clearing price is {price:.3g}"
-        return record.status(now_ns, self._bank.utility(record.row), reason)
+        job_snapshot.load(self._state, self.policy, state)
 
 
 def _dependency_reason(dependency: JobRecord) -> str:
