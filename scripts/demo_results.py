@@ -16,14 +16,14 @@ from tierline.core.nouns import NS_PER_S
 from tierline.core.status import JobStatus
 
 CHANCE = math.log(10)  # cross-entropy of guessing among ten digits
-TARGET = 0.0443  # the lowest validation loss of the whole sweep when every trial has run to its end
+TARGET = 0.035  # fixed beforehand: about the lowest that any trial of the sweep gets when it runs to its end
 BEATS_CHANCE = 0.01  # utility below this is noise around chance
 
 _ACCURACY = re.compile(rb"accuracy (\d\.\d+)")
 
 
 def utility(best_loss: float | None) -> float:
-    """0 at chance, 1 at the best loss that any trial of the sweep ever reaches."""
+    """0 at `CHANCE`, 1 at `TARGET` and below."""
     if best_loss is None or not math.isfinite(best_loss):
         return 0.0
     return min(max((CHANCE - best_loss) / (CHANCE - TARGET), 0.0), 1.0)
@@ -134,8 +134,8 @@ def write_table(results: Sequence[Result], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        "Utility of a trial: 0 at chance (loss 2.303), 1 at the lowest loss of the whole sweep run to its end "
-        f"({TARGET}). Wasted: after a trial's last improvement, and all of a trial that never beat chance."
+        f"Utility of a trial: 0 at chance (loss {CHANCE:.3f}), 1 at {TARGET}, about the lowest that any trial gets when it "
+        "runs to its end. Wasted: after a trial's last improvement, and all of a trial that never beat chance."
     )
 
 

@@ -147,7 +147,9 @@ def state() -> Finding:
         table.close()
     written = f", written by Tierline {runs[-1].version}" if runs else ""
     return Finding(
-        "State", "ok", f"{paths.root}: {events} events in {render.size(paths.events.stat().st_size)}{written}"
+        "State",
+        "ok",
+        f"{paths.root}: {events} events in {render.size(sum(file.stat().st_size for file in paths.root.glob(f'{paths.events.name}*')))}{written}",
     )
 
 
