@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("mkdocs.hooks.reference")
 
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-_MADE = "<!-- made by scripts/reference.py; do not edit -->\n\n"
+_MADE = "\n\n<!-- made by scripts/reference.py; do not edit -->\n"
 
 
 def pages() -> dict[str, str]:
@@ -33,11 +33,11 @@ def pages() -> dict[str, str]:
     if str(ROOT / "src") not in sys.path:  # here, since MkDocs puts the path back once it has loaded a hook
         sys.path.insert(0, str(ROOT / "src"))
     return {
-        "reference/cli.md": _MADE + "\n".join(command_line()),
-        "reference/policies.md": _MADE + "\n".join(policies()),
-        "reference/http.md": _MADE + "\n".join(http_api()),
+        "reference/cli.md": "\n".join(command_line()) + _MADE,
+        "reference/policies.md": "\n".join(policies()) + _MADE,
+        "reference/http.md": "\n".join(http_api()) + _MADE,
         "reference/openapi.json": json.dumps(openapi(), indent=1),
-        "reference/daemon-options.md": _MADE + "\n".join(daemon_options()),
+        "reference/daemon-options.md": "\n".join(daemon_options()) + _MADE,
     }
 
 
@@ -58,6 +58,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if not path.is_file() or not re.search(rf"\b(def|class) {name}\b|^{name} = ", path.read_text(), re.MULTILINE):
             logger.warning("%s names the test %s::%s, which does not exist", page.file.src_uri, file, name)
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings announce a block of code with two colons, which Markdown would show."""
+    return html.replace("<p>::</p>\n", "").replace("::</p>", ":</p>")
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
@@ -96,11 +101,12 @@ def _command(command: Any, context: Any, name: str) -> Iterator[str]:
 
 
 def _code(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """For a code span within a table: a bar in it does not end the cell."""
+    return " ".join(str(text).split())
 
 
 def _cell(text: object) -> str:
-    return _code(text).replace("<", "&lt;")
+    return _code(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -176,7 +182,9 @@ def http_api() -> Iterator[str]:
         "the message one sentence: 401 no token, 403 refused, 404 unknown, 413 too large, 422 input that cannot be used, "
         "503 the state folder can no longer be written.\n"
     )
-    yield ("```sh\ncurl --unix-socket ~/.local/state/tierline/run/tierline.sock http://tierline/v1/cluster\n```\n")
+    yield (
+        "```sh\ncurl --unix-socket ~/.local/state/tierline/run/tierline.sock \\\n    http://tierline/v1/cluster\n```\n"
+    )
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield f"## {method.upper()} `{path}`\n"

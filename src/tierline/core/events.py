@@ -40,11 +40,15 @@ class SharesSet:
 
 @dataclass(frozen=True, slots=True)
 class SweepDeclared:
+    """A sweep exists from now on; its settings do not change."""
+
     sweep: Sweep
 
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
+    """A user's job was accepted."""
+
     job: Job
 
 
@@ -58,12 +62,16 @@ class JobHeld:
 
 @dataclass(frozen=True, slots=True)
 class JobReleased:
+    """The user lets a held job run again."""
+
     job_id: str
     by: str
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
+    """The user ends a job for good; if it runs, it may checkpoint first."""
+
     job_id: str
     by: str
     reason: str = "stopped by its user"

@@ -114,6 +114,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """A machine that offers devices; `name` is unique in a cluster."""
+
     name: str
     devices: tuple[Device, ...]
 
