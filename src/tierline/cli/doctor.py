@@ -146,11 +146,9 @@ def state() -> Finding:
     finally:
         table.close()
     written = f", written by Tierline {runs[-1].version}" if runs else ""
-    return Finding(
-        "State",
-        "ok",
-        f"{paths.root}: {events} events in {render.size(sum(file.stat().st_size for file in paths.root.glob(f'{paths.events.name}*')))}{written}",
-    )
+    files = paths.root.glob(f"{paths.events.name}*")  # the table and its write-ahead log
+    size = render.size(sum(file.stat().st_size for file in files))
+    return Finding("State", "ok", f"{paths.root}: {events} events in {size}{written}")
 
 
 def disk() -> Finding:
