@@ -110,7 +110,7 @@ def jobs(
     if json_file:
         Path(json_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for entry in found["loads"].values():
-        _show(entry, found["paper_mean_gain"])
+        show(entry, found["paper_mean_gain"])
 
 
 def _loads(text: str) -> tuple[float, ...]:
@@ -149,7 +149,8 @@ def _run(experiment: Experiment, workers: int, events: Path | None) -> Sequence[
         return experiments.run_all(experiment, workers, advance, events)
 
 
-def _show(entry: dict[str, Any], paper: float) -> None:
+def show(entry: dict[str, Any], paper: float) -> None:
+    """Print one load's results as a table, best utility first, and the four ratios below it."""
     from rich.table import Table
 
     count, first = len(entry["workloads"]), entry["workloads"][0]

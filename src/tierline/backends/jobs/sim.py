@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from tierline.clock import Order, SimClock
-from tierline.core.actions import Action, PreemptJob, StartJob, StopJob
+from tierline.core.actions import Action, PreemptJob, RecordEnd, StartJob, StopJob
 from tierline.core.errors import InvalidInput
 from tierline.core.events import (
     Event,
@@ -85,6 +85,7 @@ class _Course:
     share: float = 0.0
     next_point: int = 0
     attempts: int = 0
+    given_up: bool = False  # the scheduler counts it as over
     ended: bool = False
 
 
@@ -167,13 +168,27 @@ class SimBackend:
                 self._leave(action.job_id, action.attempt, now, self._options.checkpoint_ns, "preempted", action.reason)
             case StopJob():
                 self._leave(action.job_id, action.attempt, now, 0, "stopped", action.reason)
+            case RecordEnd():
+                self._end_waiting(action.job_id, now)
             case _:
-                pass  # timers are the driver's; refusals and ends are records only
+                pass  # timers are the driver's, refusals are records only
 
     def close(self) -> None:
         self._due.clear()
         self._reports.clear()
         self._faults.clear()
+
+    def _end_waiting(self, job_id: str, now: int) -> None:
+        """A job is over without an exit of its own: stopped while it waited, or lost once too often."""
+        course = self._courses[job_id]
+        course.given_up = True
+        if not course.ended and job_id not in self._running:
+            self._end(course, now)
+
+    def _end(self, course: _Course, now: int) -> None:
+        course.ended = True
+        self._live -= 1
+        self._ended_ns[course.row] = now
 
     def _start(self, action: StartJob, now: int) -> None:
         course = self._courses[action.job_id]
@@ -357,10 +372,8 @@ class SimBackend:
         while course.next_point and course.shares[course.next_point - 1] > kept:
             course.next_point -= 1  # points behind the checkpoint are reached, and reported, once more
         del self._running[course.job.job_id]
-        if attempt.outcome not in ("preempted", "lost"):
-            course.ended = True
-            self._live -= 1
-            self._ended_ns[course.row] = end_ns
+        if attempt.outcome not in ("preempted", "lost") or course.given_up:
+            self._end(course, end_ns)
         self._segments.append(self._segment(attempt, end_ns, share_to, attempt.outcome, kept))
 
     def _segment(
