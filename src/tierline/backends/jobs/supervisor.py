@@ -97,6 +97,10 @@ class _Supervisor:
             self._reap()
             if self._status is None:
                 self._enforce_leaving()
+        if not self._asked and (wish := read_json(self._folder.stop)) is not None:
+            # The job may have seen the wish before we did (`should_stop` looks at the same file) and left for it. To
+            # run once more and end at once costs little; to take a checkpoint for the end would lose its training.
+            self._asked = "stop" if wish.get("for_good") else "preempt"
         self._finish("")
 
     def _on_signal(self, *_: object) -> None:
