@@ -119,6 +119,11 @@ def test_bad_clusters(text: str) -> None:
         parse_nodes(text)
 
 
+def test_a_job_wider_than_the_cluster_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="needs 4 GPUs of one type at once, but the cluster has 2"):
+        run_all(Experiment("exploratory?gang=0.5", uniform_nodes(2), ("fifo",), jobs=20))
+
+
 def test_policies_and_their_options() -> None:
     assert parse_policies("all") == tuple(POLICIES)
     assert parse_policies("fifo, las,fifo") == ("fifo", "las")

@@ -140,9 +140,19 @@ def build_policy(text: str, workload: Workload) -> JobPolicy:
 
 @lru_cache(maxsize=2)
 def build_workload(source: str, nodes: tuple[Node, ...], jobs: int, at_load: float, seed: int) -> Workload:
-    """The workload for this cluster; where it has several GPU types, jobs get the speeds of `TYPE_SPEED`."""
+    """The workload for this cluster; where it has several GPU types, jobs get the speeds of `TYPE_SPEED`.
+
+    Raises InvalidInput when a job could never run on it.
+    """
     types = [device.gpu_type for node in nodes for device in node.devices]
     workload = load(source, Scale(jobs=jobs, gpus=len(types), load=at_load, seed=seed))
+    largest = max(types.count(t) for t in set(types))
+    widest = max(workload.entries, key=lambda entry: entry.job.min_gpus).job
+    if widest.min_gpus > largest:
+        raise InvalidInput(
+            f"{widest.job_id} of the workload needs {widest.min_gpus} GPUs of one type at once, "
+            f"but the cluster has {largest}."
+        )
     named = {t: TYPE_SPEED[t] for t in sorted(set(types)) if t in TYPE_SPEED}
     if len(set(types)) < 2 or not named:
         return workload

@@ -187,12 +187,12 @@ def _fetch_one(client: httpx.Client, url: str, target: Path, progress: Progress)
     """Streams into a file beside the target and renames it only when every announced byte has come."""
     from tierline.core.errors import TierlineError
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     got = 0
     try:
         with client.stream("GET", url) as response:
             response.raise_for_status()
+            target.parent.mkdir(parents=True, exist_ok=True)
             announced = int(response.headers.get("content-length", 0))
             encoded = "content-encoding" in response.headers  # then the announced size is not that of the content
             task = progress.add_task(target.name, total=announced or None)
