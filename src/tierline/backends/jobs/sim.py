@@ -7,6 +7,8 @@ just before the next event of anybody, so the scheduler never decides on old new
 What runs here: restart cost on resume (devices held, no progress), checkpoint time on preemption, slow nodes
 (stragglers), loss and return of nodes with the work since the last checkpoint lost, stops by users at a hidden point,
 failures, several GPU types, elastic jobs.
+
+Over 400 lines: an attempt's start, reports, exit and loss share one set of heaps, whose invariants are read together.
 """
 
 from __future__ import annotations
