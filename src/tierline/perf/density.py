@@ -1,14 +1,18 @@
 """What a GPU-second is worth to a job: its best future average slope of utility.
 
     ρ = max over t of gain(t) / (t + restart) / gpus
-    gain(t) = a · ((1 + t/τ)^γ − 1) / γ         τ: GPU time the job has used well so far
-    a = (u − u_first) + WAKE · q · (1 − u) / (1 + excess)
+    gain(t) = √(fitted(t) · lindy(t)) + waking(t)
+    lindy(t) = (u − u_first) · e(t),   waking(t) = WAKE · q · (1 − u) / (1 + excess) · e(t),   e(t) = ((1 + t/τ)^γ − 1) / γ
 
-The gain is Lindy's rule: expect of the time to come what the life so far gave, per doubling of it. It ages by itself (τ
-grows while u does not), so a plateau needs no detector. The second term of `a` is for jobs that have not learnt yet: each
-may wake, with a chance that falls as 1/τ, times the siblings' prior `q` (`perf/prior.py`), less the further its loss lies
-above chance (`excess`, in units of the sweep's range). Better curve fits buy nothing here: knowing the whole future of
-every job that already learns adds 0.2 to 0.7 points of the LP bound (docs/decisions.md, "Density").
+τ is the GPU time that the job has used well so far. Two expectations of what a job that learns will still learn are pooled
+by their geometric mean: `fitted`, the drop that its fitted curve promises (`perf/curves.py`), right where losses are smooth;
+and Lindy's rule, that the time to come brings what the life so far brought, per doubling of it, right where losses fall in
+steps that no curve foresees. Either alone loses by ten points of the LP bound on the other kind of curve. Both age by
+themselves, so a plateau needs no detector. Before three reports there is no fit, and Lindy's rule stands alone.
+
+The third term is for jobs that have not learnt yet: each may wake, with a chance that falls as 1/τ, times the siblings'
+prior `q` (`perf/prior.py`), less the further its loss lies above chance (`excess`, in units of the sweep's range).
+What was measured against it: docs/decisions.md, "Density".
 """
 
 from __future__ import annotations
@@ -20,27 +24,33 @@ from tierline.core.views import Floats
 GAMMA = 0.5
 WAKE = 0.001
 HORIZONS = np.array([1, 2, 3, 5, 8, 13, 21, 34], dtype=np.float64)
+_LEAST_FIT = 1e-9  # a fit that promises nothing does not silence Lindy's rule altogether
 
 
-def promise(utility: Floats, first_utility: Floats, excess: Floats, prior: Floats) -> Floats:
-    """`a` of the module's formula: utility per e-fold of life, learnt so far plus what waking up may bring (J)."""
-    return np.asarray((utility - first_utility) + WAKE * prior * (1.0 - utility) / (1.0 + excess))
+def ageing(t_s: Floats, life_s: Floats) -> Floats:
+    """e(t) of the module's formula: e-folds of life ahead, discounted by γ (J × H); `t_s` (J × H), `life_s` = τ (J)."""
+    return np.asarray(((1.0 + t_s / life_s[:, None]) ** GAMMA - 1.0) / GAMMA)
 
 
-def best_average_slope(
-    promise: Floats, life_s: Floats, unit_s: Floats, left_s: Floats, restart_s: Floats
-) -> tuple[Floats, Floats]:
-    """(density, gain) per job (J): utility per second on the job's own devices, and utility per `unit_s` of its own life,
-    whatever that costs in seconds, devices and restarts (what is left of the density when the price is taken away).
+def waking(utility: Floats, excess: Floats, prior: Floats) -> Floats:
+    """Utility per e-fold of life that waking up may bring (J)."""
+    return np.asarray(WAKE * prior * (1.0 - utility) / (1.0 + excess))
 
-    `life_s` = τ > 0; `unit_s` the shortest horizon looked at (a report interval or a quantum); `left_s` seconds of work
-    left (inf = unknown); `restart_s` seconds that would be spent before any progress.
+
+def expected_gain(learnt: Floats, awakening: Floats, fitted: Floats, ahead: Floats) -> Floats:
+    """Utility to be gained within each horizon (J × H).
+
+    `learnt` (J): u − u_first; `awakening` (J): see `waking`; `fitted` (J × H): gain by the fitted curve, NaN where there
+    is none; `ahead` (J × H): see `ageing`.
     """
-    density = np.zeros_like(promise)
-    gain = np.zeros_like(promise)
-    for horizon in HORIZONS:
-        t = np.minimum(horizon * unit_s, left_s)
-        ahead = ((1.0 + t / life_s) ** GAMMA - 1.0) / GAMMA
-        np.maximum(density, ahead / np.maximum(t + restart_s, 1e-9), out=density)
-        np.maximum(gain, ahead / horizon, out=gain)
-    return density * promise, gain * promise
+    lindy = learnt[:, None] * ahead
+    pooled = np.where(np.isnan(fitted), lindy, np.sqrt(np.maximum(fitted, _LEAST_FIT) * lindy))
+    return np.asarray(pooled + awakening[:, None] * ahead)
+
+
+def best_average_slope(gain: Floats, t_s: Floats, restart_s: Floats) -> Floats:
+    """max over horizons of gain / (t + restart) (J): utility per second on the job's own devices.
+
+    `gain`, `t_s` (J × H); `restart_s` (J): seconds that would be spent before any progress.
+    """
+    return np.asarray((gain / np.maximum(t_s + restart_s[:, None], 1e-9)).max(axis=1))

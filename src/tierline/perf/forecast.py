@@ -9,16 +9,18 @@ import base64
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tierline.core.nouns import JobKind, Phase
 from tierline.core.views import CurveForecast, Floats, Forecast, Ints, JobColumns
 from tierline.perf.curves import MIN_POINTS, CurveFit, fit_curves, steps_until_flat
-from tierline.perf.density import best_average_slope, promise
+from tierline.perf.density import HORIZONS, ageing, best_average_slope, expected_gain, waking
 from tierline.perf.prior import Param, SiblingPrior, numeric
 from tierline.perf.utility import SweepLevels
 
 WINDOW = 32  # points kept per job for curve fits; when full, every other old one is dropped
 EXPLORE_QUANTA = 5  # a job that does not report counts as explored after so much service
+DEPTH = 3.0  # a fitted asymptote lies at most this many times deeper than the loss has fallen so far
 FLAT = 0.01  # a curve is flat when what is left to fall is below this share of what it has fallen
 
 _FLOATS = ("first_loss", "best_loss", "last_loss", "step_s", "last_time_s")
@@ -34,7 +36,7 @@ _INTS = (
     "member",
     "points",
 )
-_BOOLS = ("dead", "exploratory")  # fmt: skip
+_BOOLS = ("dead", "exploratory", "stale")  # fmt: skip
 
 
 class ForecastBank:
@@ -48,6 +50,7 @@ class ForecastBank:
         self._bool = {name: np.zeros(self._capacity, np.bool_) for name in _BOOLS}
         self._curve_k = np.zeros((self._capacity, WINDOW))
         self._curve_loss = np.zeros((self._capacity, WINDOW))
+        self._drop = np.full((self._capacity, len(HORIZONS)), np.nan)  # of the loss, by the last fit
         self._levels = SweepLevels()
         self._groups: list[SiblingPrior] = []
         self._group_of: dict[tuple[str, ...], int] = {}
@@ -80,7 +83,9 @@ class ForecastBank:
         }  # fmt: skip
         for name, ints in self._int.items():
             ints[row] = fresh_int.get(name, 0)
-        self._bool["dead"][row] = False
+        for flags in self._bool.values():
+            flags[row] = False
+        self._drop[row] = np.nan
         self._bool["exploratory"][row] = kind == "exploratory"
 
     def observe(self, row: int, step: int, loss: float | None, time_ns: int, attempt: int, speed: float) -> None:
@@ -119,6 +124,7 @@ class ForecastBank:
                 column[: len(keep)] = column[keep]
         self._curve_k[: len(keep)] = self._curve_k[keep]
         self._curve_loss[: len(keep)] = self._curve_loss[keep]
+        self._drop[: len(keep)] = self._drop[keep]
         self._n = len(keep)
 
     # ---- what is asked -----------------------------------------------------------------------------------------
@@ -152,22 +158,30 @@ class ForecastBank:
         known = (ints["total_steps"] > 0) & (step_s > 0)
         left_s = np.where(known, np.maximum(ints["total_steps"] - ints["last_step"], 0) * step_s, np.inf)
         pending_s = self._restart_pending_s(jobs, now_ns, restart_s)
-        hope = promise(utility, first_utility, excess, self._prior())
-        density, gain = best_average_slope(hope, life_s, unit_s, left_s, pending_s)
+        t_s = np.minimum(HORIZONS * unit_s[:, None], left_s[:, None])
+        self._refit(t_s)
+        gain = expected_gain(
+            utility - first_utility,
+            waking(utility, excess, self._prior()),
+            np.minimum(self._drop[:n] / span[:, None], 1.0),
+            ageing(t_s, life_s),
+        )
+        density = best_average_slope(gain, t_s, pending_s)
+        per_interval = (gain / HORIZONS).max(axis=1)
         # A job without losses to judge it by is worth its completion; expect as long again as it has taken.
         silent = ~self._bool["exploratory"][:n] & ~np.isfinite(floats["best_loss"])
         rest_s = np.where(np.isfinite(left_s), left_s, life_s)
         density = np.where(silent, 1.0 / np.maximum(rest_s + pending_s, quantum_s), density)
-        gain = np.where(silent, 1.0, gain)
+        per_interval = np.where(silent, 1.0, per_interval)
         dead = self._bool["dead"][:n]
         unexplored = (ints["reports"] < 2) & (attained_s < EXPLORE_QUANTA * quantum_s) & ~dead & ~silent
         return Forecast(
             utility=utility,
             density=np.where(dead, 0.0, density / jobs.min_gpus),
-            gain=np.where(dead, 0.0, gain),
+            gain=np.where(dead, 0.0, per_interval),
             unexplored=unexplored,
             step_s=step_s,
-            curves=self._curves(ints, floats, unit_s, left_s, quantum_s) if curves else None,
+            curves=self._curves(left_s, quantum_s) if curves else None,
         )
 
     # ---- parts -------------------------------------------------------------------------------------------------
@@ -208,21 +222,27 @@ class ForecastBank:
                 factor[rows] = prior.of(member[rows])
         return factor
 
-    def _curves(
-        self, ints: dict[str, Ints], floats: dict[str, Floats], unit_s: Floats, left_s: Floats, quantum_s: float
-    ) -> CurveForecast:
+    def _refit(self, t_s: Floats) -> None:
+        """Fit the curves of jobs with news, and keep the drop of the loss that they promise within each horizon."""
+        rows = np.flatnonzero(self._bool["stale"][: self._n])
+        self._bool["stale"][rows] = False
+        rows = rows[self._int["points"][rows] >= MIN_POINTS]
+        if not len(rows):
+            return
+        k, interval_s, _, fit = self._fit(rows)
+        here = fit.at(k)
+        for column in range(len(HORIZONS)):
+            there = fit.at(k + t_s[rows, column] / interval_s)
+            self._drop[rows, column] = np.maximum(here - there, 0.0)
+
+    def _curves(self, left_s: Floats, quantum_s: float) -> CurveForecast:
         n = self._n
-        points = ints["points"]
-        rows = np.flatnonzero(points >= MIN_POINTS)
+        rows = np.flatnonzero(self._int["points"][:n] >= MIN_POINTS)
         loss_drop = np.ones(n)
         asymptote = np.full(n, np.nan)
         flat_s = np.full(n, np.inf)
         if len(rows):
-            interval = np.maximum(ints["interval"][rows], 1)
-            k = (ints["last_step"][rows] - ints["first_step"][rows]) / interval
-            fallen = np.maximum(floats["first_loss"][rows] - floats["best_loss"][rows], 1e-12)
-            fit = self._fit(rows, interval, floats["best_loss"][rows] - fallen)
-            interval_s = np.maximum(floats["step_s"][rows] * interval, 1e-9)
+            k, interval_s, fallen, fit = self._fit(rows)
             drop = fit.at(k) - fit.at(k + quantum_s / interval_s)
             loss_drop[rows] = np.clip(drop / fallen, 0.0, 1.0)
             asymptote[rows] = fit.limit()
@@ -237,11 +257,19 @@ class ForecastBank:
             asymptote=asymptote,
         )
 
-    def _fit(self, rows: Ints, interval: Ints, floor: Floats) -> CurveFit:
-        valid = np.arange(WINDOW) >= WINDOW - np.minimum(self._int["points"][rows], WINDOW)[:, None]
-        k = (self._curve_k[rows] - self._int["first_step"][rows][:, None]) / interval[:, None]
+    def _fit(self, rows: Ints) -> tuple[Floats, Floats, Floats, CurveFit]:
+        """(position, seconds) in report intervals, how far the loss has fallen, and the fits, of these rows."""
+        ints, floats = self._int, self._float
+        interval = np.maximum(ints["interval"][rows], 1)
+        first = ints["first_step"][rows]
+        valid = np.arange(WINDOW) >= WINDOW - np.minimum(ints["points"][rows], WINDOW)[:, None]
+        k = np.where(valid, (self._curve_k[rows] - first[:, None]) / interval[:, None], 0.0)
         k = np.maximum(k, 0.0)  # a job that fell back behind its first report (it lost a checkpoint) starts anew
-        return fit_curves(np.where(valid, k, 0.0), self._curve_loss[rows], valid.astype(np.float64), floor)
+        fallen = np.maximum(floats["first_loss"][rows] - floats["best_loss"][rows], 1e-12)
+        floor = floats["best_loss"][rows] - DEPTH * fallen
+        fit = fit_curves(k, self._curve_loss[rows], valid.astype(np.float64), floor)
+        position = np.maximum(ints["last_step"][rows] - first, 0) / interval
+        return position, np.maximum(floats["step_s"][rows] * interval, 1e-9), fallen, fit
 
     def _keep_point(self, row: int, step: int, loss: float) -> None:
         """Append to the row's window (right-aligned); when it is full, drop every other old point."""
@@ -254,6 +282,7 @@ class ForecastBank:
         k[:-1], losses[:-1] = k[1:].copy(), losses[1:].copy()
         k[-1], losses[-1] = step, loss
         self._int["points"][row] = points + 1
+        self._bool["stale"][row] = True
 
     def _ensure_sweep(self, sweep: int) -> None:
         self._levels.ensure(sweep)
@@ -269,13 +298,18 @@ class ForecastBank:
                 table[name] = np.resize(column, self._capacity)
         self._curve_k = np.resize(self._curve_k, (self._capacity, WINDOW))
         self._curve_loss = np.resize(self._curve_loss, (self._capacity, WINDOW))
+        self._drop = np.resize(self._drop, (self._capacity, len(HORIZONS)))
 
     # ---- snapshots ---------------------------------------------------------------------------------------------
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        windows = {"curve_k": self._curve_k, "curve_loss": self._curve_loss, "drop": self._drop}
+        return {**self._float, **self._int, **self._bool, **windows}
 
     def dump(self) -> dict[str, Any]:
         """The state as JSON-able types; arrays as base64 of their bytes, so that they come back bit for bit."""
         n = self._n
-        columns = {**self._float, **self._int, **self._bool, "curve_k": self._curve_k, "curve_loss": self._curve_loss}
+        columns = self._columns()
         return {
             "n": n,
             "columns": {name: base64.b64encode(column[:n].tobytes()).decode() for name, column in columns.items()},
@@ -302,7 +336,7 @@ class ForecastBank:
         while self._capacity < n:
             self._grow()
         self._n = n
-        columns = {**self._float, **self._int, **self._bool, "curve_k": self._curve_k, "curve_loss": self._curve_loss}
+        columns = self._columns()
         for name, column in columns.items():
             flat = np.frombuffer(base64.b64decode(state["columns"][name]), dtype=column.dtype)
             column[:n] = flat.reshape(column[:n].shape)

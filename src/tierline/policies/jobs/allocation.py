@@ -70,22 +70,23 @@ def allocate(view: ClusterView, order: Ints, marginal: Floats | None = None) -> 
         gpus[chosen], gpu_type[chosen] = 1, 0
         return Allocation(gpus, gpu_type, order[left[0] :])
     bids = _bids(view, order, marginal)
+    least = int(jobs.min_gpus[order].min(initial=1)) if marginal is None else 1
+    free = left.tolist()
+    speeds, now = jobs.type_speed, jobs.gpu_type
     refused: list[int] = []
-    for row, units in bids:
-        if left.max(initial=0) == 0:
-            if gpus[row] == 0:
-                refused.append(row)
-            continue
-        chosen_type = _best_type(view, row, units, left, int(gpu_type[row]))
+    for place, (row, units) in enumerate(bids):
+        if max(free, default=0) < least:
+            refused += dict.fromkeys(row for row, _ in bids[place:] if gpus[row] == 0)
+            break
+        started = gpus[row] > 0
+        chosen_type = _best_type(speeds[row], units, free, int(gpu_type[row] if started else now[row]), fixed=started)
         if chosen_type < 0:
-            if gpus[row] == 0:
+            if not started:
                 refused.append(row)
-            continue
-        if units == 1 and gpus[row] == 0 and jobs.min_gpus[row] > 1:
-            continue  # a unit more of a job that got no devices at all
-        gpus[row] += units
-        gpu_type[row] = chosen_type
-        left[chosen_type] -= units
+        elif started or units == jobs.min_gpus[row]:  # no further units for a job that did not get its first ones
+            gpus[row] += units
+            gpu_type[row] = chosen_type
+            free[chosen_type] -= units
     return Allocation(gpus, gpu_type, np.array(refused, dtype=np.int64))
 
 
@@ -111,16 +112,15 @@ def _bids(view: ClusterView, order: Ints, marginal: Floats | None) -> list[tuple
     return [(row, units) for _, _, _, row, units in valued]
 
 
-def _best_type(view: ClusterView, row: int, units: int, left: Ints, present: int) -> int:
-    """The type a bid is served from: the one it has in this round or runs on now, else its fastest; −1 = none fits."""
-    speed = view.jobs.type_speed[row]
-    if present >= 0:
-        return present if left[present] >= units else -1
-    now = int(view.jobs.gpu_type[row])
-    if now >= 0 and left[now] >= units:
-        return now
-    fitting = np.flatnonzero((left >= units) & (speed > 0))
-    return int(fitting[np.argmax(speed[fitting])]) if len(fitting) else -1
+def _best_type(speed: Floats, units: int, free: list[int], present: int, *, fixed: bool) -> int:
+    """The type a bid is served from: the one the job has now, if that is free, else its fastest; −1 = none fits.
+    `fixed`: the job has units of its present type in this round already, so that no other will do."""
+    if present >= 0 and free[present] >= units:
+        return present
+    if fixed:
+        return -1
+    fitting = [t for t, left in enumerate(free) if left >= units and speed[t] > 0]
+    return max(fitting, key=lambda t: float(speed[t]), default=-1)
 
 
 def plan_of(
