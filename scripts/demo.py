@@ -2,7 +2,7 @@
 
 For each policy a daemon of its own is started in a folder of its own, `examples/digits.toml` is submitted to it (24
 trainings, good and hostile hyperparameters), and after `--seconds` on every slot all is stopped. Results are judged from
-outside, by what the jobs reported, with normalisers that no schedule influenced: see `CHANCE` and `TARGET`.
+outside, by what the jobs reported, with the same two normalisers for all: `CHANCE` and `TARGET`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tierline.core.nouns import NS_PER_S
 from tierline.core.status import JobStatus
 
 CHANCE = math.log(10)  # cross-entropy of guessing among ten digits
-TARGET = 0.035  # fixed beforehand: about the lowest that any trial of the sweep gets when it runs to its end
+TARGET = 0.035  # set after the first runs, below every loss seen then
 BEATS_CHANCE = 0.01  # utility below this is noise around chance
 
 _ACCURACY = re.compile(rb"accuracy (\d\.\d+)")
@@ -134,8 +134,8 @@ def write_table(results: Sequence[Result], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"Utility of a trial: 0 at chance (loss {CHANCE:.3f}), 1 at {TARGET}, about the lowest that any trial gets when it "
-        "runs to its end. Wasted: after a trial's last improvement, and all of a trial that never beat chance."
+        f"Utility of a trial: 0 at chance (loss {CHANCE:.3f}), 1 at {TARGET}, which no trial of the first runs reached. "
+        "Wasted: after a trial's last improvement, and all of a trial that never beat chance."
     )
 
 

@@ -205,8 +205,6 @@ def test_what_the_daemon_refuses_is_passed_on(
     assert answer.err.startswith("tierline: job 'a' asks for 9 GPUs; this cluster has 2")
 
 
-# httpcore leaves the socket of a Unix connection that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_a_daemon_the_exit_code_is_3_and_the_hint_is_there(
     tierline: Tierline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,8 +62,6 @@ def test_policies_are_told_from_the_registry(tierline: Tierline) -> None:
     assert all(name in tierline("policies").out for name in POLICIES)
 
 
-# httpcore leaves the socket of a Unix connection that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_doctor_looks_at_everything_and_never_fails(
     tierline: Tierline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ Where the daemon is: `TIERLINE_URL` and `TIERLINE_TOKEN` when set (TCP), else th
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from tierline.cli.unix_http import UnixTransport
 from tierline.config import StatePaths, state_dir
 from tierline.core.errors import DaemonUnavailable, InvalidInput, NotFound, Refused, TierlineError
 from tierline.core.nouns import Direction, JobKind, ProgressKind
@@ -170,10 +170,9 @@ class Client:
     daemon's sentence when it declines.
     """
 
-    def __init__(self, http: httpx.Client, where: str, unix: Path | None = None) -> None:
+    def __init__(self, http: httpx.Client, where: str) -> None:
         self._http = http
         self._where = where
-        self._unix = unix
 
     def __enter__(self) -> Client:
         return self
@@ -234,7 +233,8 @@ class Client:
         return self._ask("GET", "/v1/shares", dict[str, dict[str, float]])["shares"]
 
     def set_shares(self, shares: Mapping[str, float]) -> dict[str, float]:
-        """Replace the shares; for administrators alone."""
+        """Set the shares of the users named and leave all others as they are; returns all of them. For administrators
+        alone."""
         return self._ask("PUT", "/v1/shares", dict[str, dict[str, float]], json={"shares": dict(shares)})["shares"]
 
     def cluster(self) -> ClusterStatus:
@@ -269,8 +269,6 @@ class Client:
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
-            if self._unix is not None:
-                _knock(self._unix)
             answer = self._http.request(method, path, **arguments)
         except httpx.TimeoutException as error:
             raise DaemonUnavailable(f"The daemon at {self._where} did not answer in time.") from error
@@ -289,15 +287,8 @@ def connect(state: Path | None = None, *, url: str = "", token: str = "", timeou
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return Client(httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False), url)
     unix = StatePaths(state if state is not None else state_dir()).socket
-    transport = httpx.HTTPTransport(uds=str(unix))
-    http = httpx.Client(transport=transport, base_url="http://tierline", timeout=timeout_s, trust_env=False)
-    return Client(http, str(unix), unix)
-
-
-def _knock(unix: Path) -> None:
-    """Raises `OSError` when nobody listens. Asked first because httpcore leaks its socket when it cannot connect."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.connect(str(unix))
+    http = httpx.Client(transport=UnixTransport(unix), base_url="http://tierline", timeout=timeout_s, trust_env=False)
+    return Client(http, str(unix))
 
 
 def _segment(job_id: str) -> str:

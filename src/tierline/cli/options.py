@@ -61,7 +61,14 @@ Grace = Annotated[
 ]
 NoPreempt = Annotated[bool, typer.Option("--no-preempt", help="Once started, let it run.", rich_help_panel=RULES)]
 Restarts = Annotated[
-    int, typer.Option("--restarts", min=0, help="Starts again after failures, at most.", rich_help_panel=RULES)
+    int,
+    typer.Option(
+        "--restarts",
+        min=0,
+        metavar="N",
+        help="Starts again when the machinery lost it, N times at most; a failure of its own is final.",
+        rich_help_panel=RULES,
+    ),
 ]
 Deadline = Annotated[
     str,

@@ -293,7 +293,7 @@ def _add_cluster_routes(app: FastAPI, services: Services) -> None:
 
     @app.put("/v1/shares", response_model=schemas.Shares)
     def set_shares(body: schemas.Shares, who: Who) -> Response:
-        """Set the shares of those named; for administrators alone."""
+        """Set the shares of the users named and leave all others as they are; answers with all. For administrators alone."""
         if not who.admin:
             raise Refused(f"Shares are set by an administrator alone, and '{who.user}' is none.")
         driver.submit([SharesSet(share_pairs(body.shares))])

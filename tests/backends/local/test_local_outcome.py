@@ -28,9 +28,14 @@ RECORD = {
         ({"returncode": -9, "out_of_memory": True}, "failed", "out of memory (killed by signal 9 (SIGKILL))"),
         ({"returncode": 1, "tail": "x: No space left on device\n"}, "failed", "no space left on device (exit code 1)"),
         ({"error": "cannot start: x", "returncode": None}, "failed", "cannot start: x"),
-        ({"asked": "preempt"}, "preempted", "preempted; it left with exit code 0"),
-        ({"asked": "preempt", "returncode": 1}, "preempted", "preempted; it left with exit code 1"),
-        ({"asked": "stop"}, "stopped", "stopped; it left with exit code 0"),
+        ({"asked": "preempt"}, "preempted", "left as asked, exit code 0"),
+        ({"asked": "preempt", "returncode": 1}, "preempted", "left as asked, exit code 1"),
+        ({"asked": "stop"}, "stopped", "left as asked, exit code 0"),
+        (
+            {"asked": "preempt", "returncode": -9, "forced": True},
+            "preempted",
+            "did not leave within its grace period and was killed",
+        ),
         ({"asked": "terminated"}, "lost", "its supervisor was told to terminate, as when the machine shuts down"),
     ],
 )

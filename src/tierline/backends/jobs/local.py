@@ -109,7 +109,7 @@ class LocalBackend:
                 ours.path.mkdir(parents=True, exist_ok=True)
                 if ours.claim():
                     outcome: Outcome = "stopped" if leaving == "stop" else "preempted"
-                    self._exited(status.job_id, status.attempt, outcome, f"{outcome} before it was started")
+                    self._exited(status.job_id, status.attempt, outcome, "asked to leave before it was started")
                     continue
             if ours.started.exists():
                 self._adopt(status, folder)

@@ -24,11 +24,11 @@ def outcome_of(record: Mapping[str, Any], total_steps: int, newest_step: int) ->
     code: int = record["returncode"]
     asked, last_line = record["asked"], record["last_line"]
     if asked == "stop":
-        return "stopped", f"stopped; {_how_it_left(record)}", code
+        return "stopped", _how_it_left(record), code
     if asked == "preempt":
         if code == 0 and 0 < total_steps <= newest_step:
-            return "completed", "completed all of its steps", 0
-        return "preempted", f"preempted; {_how_it_left(record)}", code
+            return "completed", "has done all of its steps", 0
+        return "preempted", _how_it_left(record), code
     if asked == "terminated":
         return "lost", "its supervisor was told to terminate, as when the machine shuts down", code
     if code == 0:
@@ -38,8 +38,9 @@ def outcome_of(record: Mapping[str, Any], total_steps: int, newest_step: int) ->
 
 def _how_it_left(record: Mapping[str, Any]) -> str:
     if record["forced"]:
-        return "it did not leave within its grace period and was killed"
-    return f"it left with {_named(record['returncode'])}"
+        return "did not leave within its grace period and was killed"
+    code = record["returncode"]
+    return f"left as asked, {_named(code)}"
 
 
 def _why_failed(record: Mapping[str, Any], code: int, last_line: str) -> str:
