@@ -154,6 +154,8 @@ BAD_SWEEPS = {
     ],
     "bad function": ["--optuna", "nothing", "--trials", "2", "--", "{python}", "train.py", "{lr}"],
     "unknown option": ["--gird", "lr=1", "--", "{python}", "train.py", "{lr}"],
+    "bad name": ["--name", "a b", "--grid", "lr=1", "--", "{python}", "train.py", "{lr}"],
+    "long name": ["--name", "a" * 60, "--grid", "lr=1", "--", "{python}", "train.py", "{lr}"],
     "bad chance": ["--grid", "lr=1", "--chance", "nan", "--", "{python}", "train.py", "{lr}"],
 }
 
@@ -180,6 +182,17 @@ def test_a_malformed_sweep_is_one_sentence_and_nothing_is_created(
         (["--env", "TIERLINE_NO_SUCH_VARIABLE"], "TIERLINE_NO_SUCH_VARIABLE"),
         (["--deadline", "yesterday"], "--deadline"),
         (["--steps", "-1"], "steps"),
+        (["--steps", str(2**63)], "--steps"),
+        (["--priority", "1000"], "--priority 1000: from -100 to 100 is allowed."),
+        (["--restarts", "1000001"], "--restarts"),
+        (["--gpus", "1000001"], "--gpus"),
+        (["--gpu-memory", "9999999999T"], "--gpu-memory"),
+        (["--grace", "25h"], "--grace"),
+        (["--deadline", "99999d"], "--deadline"),
+        (["--name", "a b"], "--name 'a b' is no name"),
+        (["--sweep", "-x"], "--sweep '-x' is no name"),
+        (["--user", "a/b"], "--user"),
+        (["--after", "a,b"], "--after"),
         (["--steps", "many"], "steps"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from tierline.cli import jobspec
 from tierline.core.errors import InvalidInput, UnknownName
+from tierline.server.schemas import JobRequest
 
 
 def test_readings() -> None:
@@ -84,3 +85,17 @@ def test_path_is_searched_like_the_shell_does(tmp_path: Path, monkeypatch: pytes
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert jobspec.command(["mine", "1"], Path("/")) == (str(program), "1")
+
+
+def test_limits_are_those_of_the_daemon() -> None:
+    fields = JobRequest.model_json_schema()["properties"]
+    assert (fields["priority"]["minimum"], fields["priority"]["maximum"]) == jobspec.PRIORITIES
+    limits = {
+        "max_gpus": jobspec.MAX_GPUS,
+        "total_steps": jobspec.MAX_STEPS,
+        "gpu_memory_bytes": jobspec.MAX_BYTES,
+        "max_restarts": jobspec.MAX_RESTARTS,
+        "grace_s": jobspec.MAX_GRACE_S,
+        "deadline_s": jobspec.MAX_DEADLINE_S,
+    }
+    assert {name: fields[name]["maximum"] for name in limits} == limits

@@ -157,13 +157,27 @@ def test_scripts_that_exist_and_commands_without_one_are_taken(running: RunningD
     assert running.client.job(ids[3]).argv == ("./tool",)
 
 
+PLAIN = {"job_id": "a", "argv": ["true"], "cwd": "/"}
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ({}, "jobs: Field required."),
+        ({}, "jobs is missing."),
         ({"jobs": []}, "Nothing is submitted"),
-        ({"jobs": [{"argv": ["true"], "cwd": "/", "weight": 5}]}, "jobs.0.weight"),
-        ({"jobs": [], "sweep": {"sweep_id": "a b"}}, "sweep.sweep_id"),
+        ([], "The request is not what is asked for: a JSON object is needed."),
+        ({"jobs": [{"argv": ["true"], "cwd": "/", "weight": 5}]}, "job 1 of the request: there is no field weight."),
+        ({"jobs": [{**PLAIN, "priority": 1000}]}, "job 'a': priority is 1000; 100 at most is allowed."),
+        ({"jobs": [{**PLAIN, "priority": "high"}]}, "job 'a': priority is 'high'; a whole number is needed."),
+        (
+            {"jobs": [{**PLAIN, "kind": "big"}]},
+            "job 'a': kind is 'big'; allowed is 'exploratory', 'batch' or 'service'.",
+        ),
+        ({"jobs": [{**PLAIN, "argv": []}]}, "job 'a': argv is []; 1 or more entries are needed."),
+        ({"jobs": [{**PLAIN, "env": {"A": 1}}]}, "job 'a': env[A] is 1; a text is needed."),
+        ({"jobs": [{**PLAIN, "after": ["b c"]}]}, "job 'a': after[0] is 'b c'; 1 to 64 letters"),
+        ({"jobs": [{**PLAIN, "held": "perhaps"}]}, "job 'a': held is 'perhaps'; true or false is needed."),
+        ({"jobs": [], "sweep": {"sweep_id": "a b"}}, "sweep: sweep_id is 'a b'; 1 to 64 letters"),
         ({"jobs": [], "sweep": {"sweep_id": "s", "chance": 1, "target": 2}}, "target loss 2 must lie below"),
         ({"jobs": [], "sweep": {"sweep_id": "s", "direction": "max", "chance": 0.9, "target": 0.1}}, "must lie below"),
     ],
@@ -172,7 +186,9 @@ def test_malformed_submissions_are_told_what_is_wrong(running: RunningDaemon, bo
     with running.over_socket() as http:
         answer = http.post("http://tierline/v1/jobs", json=body)
     assert answer.status_code == 422
-    assert sentence in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert sentence in message
+    assert "\n" not in message
 
 
 def test_a_torn_body_is_no_crash(running: RunningDaemon) -> None:
@@ -181,7 +197,7 @@ def test_a_torn_body_is_no_crash(running: RunningDaemon) -> None:
             "http://tierline/v1/jobs", content=b'{"jobs": [', headers={"content-type": "application/json"}
         )
     assert answer.status_code == 422
-    assert answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith("The request's body is no JSON: ")
 
 
 def test_a_maximised_metric_becomes_a_loss_at_the_edge(running: RunningDaemon) -> None:

@@ -21,8 +21,32 @@ DEFAULT_GRACE = "30s"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _TIME_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PYTHON = re.compile(r"python(\d+(\.\d+)?)?")
+# What the daemon takes (a test compares them with its schema); told here in the words of the option.
+MAX_GPUS = 1_000_000
+MAX_STEPS = 2**63 - 1
+MAX_BYTES = 2**63 - 1
+MAX_RESTARTS = 1_000_000
+MAX_GRACE_S = 86_400.0
+MAX_DEADLINE_S = 9e9
+PRIORITIES = (-100, 100)
+
+
+def within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidInput(f"{option} {value}: from {low} to {high} is allowed.")
+
+
+def identifier(option: str, text: str) -> str:
+    """`text` where it can name a job, sweep or user; "" stays "", for then it was not given."""
+    if text and not _ID.fullmatch(text):
+        raise InvalidInput(
+            f"{option} '{text[:80]}' is no name: 1 to 64 letters, digits, '.', '_' or '-' are allowed, "
+            "starting with a letter or digit."
+        )
+    return text
 
 
 def gpus(text: str) -> tuple[int, int]:
@@ -32,6 +56,7 @@ def gpus(text: str) -> tuple[int, int]:
     high = int(match[2]) if match and match[2] else low
     if not 1 <= low <= high:
         raise InvalidInput(f"--gpus '{text}' is no number of GPUs: write 2, or 1..4 for a job that can use 1 to 4.")
+    within("--gpus", high, 1, MAX_GPUS)
     return low, high
 
 
@@ -42,7 +67,10 @@ def bytes_of(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise InvalidInput(f"--gpu-memory '{text}' is no size: write a number with K, M, G or T, as in 24G.")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    count = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if count > MAX_BYTES:
+        raise InvalidInput(f"--gpu-memory '{text}' is more than any device has.")
+    return count
 
 
 def seconds_of(option: str, text: str) -> float:
@@ -58,11 +86,14 @@ def deadline(text: str, now_s: float) -> float:
     if not text:
         return 0.0
     if _TIME.fullmatch(text.strip()):
-        return now_s + seconds_of("--deadline", text)
-    try:
-        at_s = datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise InvalidInput(f"--deadline '{text}' is no time: write 2h, or 2030-05-01T18:00.") from None
+        at_s = now_s + seconds_of("--deadline", text)
+    else:
+        try:
+            at_s = datetime.datetime.fromisoformat(text).timestamp()
+        except (ValueError, OverflowError):
+            raise InvalidInput(f"--deadline '{text}' is no time: write 2h, or 2030-05-01T18:00.") from None
+    if at_s > MAX_DEADLINE_S:
+        raise InvalidInput(f"--deadline '{text}' is too far off; a year before 2255 is allowed.")
     if at_s <= now_s:
         raise InvalidInput(f"--deadline '{text}' has passed already; a time in the future is needed.")
     return at_s
@@ -185,15 +216,21 @@ def job(
     if kind not in kinds:
         raise UnknownName("kind of job", kind, kinds)
     low, high = gpus(gpus_text)
+    within("--priority", priority, *PRIORITIES)
+    within("--steps", steps, 0, MAX_STEPS)
+    within("--restarts", restarts, 0, MAX_RESTARTS)
+    grace_s = seconds_of("--grace", grace)
+    if grace_s > MAX_GRACE_S:
+        raise InvalidInput(f"--grace '{grace}': a day (24h) at most is allowed.")
     name, direction = metric(metric_text)
     how, pattern = progress(progress_text, name)
     return JobRequest(
         argv=command(argv, cwd),
         cwd=str(cwd),
-        job_id=job_id,
-        user=user,
+        job_id=identifier("--name", job_id),
+        user=identifier("--user", user),
         env=environment(env, os.environ),
-        sweep=sweep,
+        sweep=identifier("--sweep", sweep),
         kind=kinds[kinds.index(kind)],
         min_gpus=low,
         max_gpus=high,
@@ -206,10 +243,10 @@ def job(
         total_steps=steps,
         deadline_s=deadline(deadline_text, now_s),
         priority=priority,
-        after=tuple(after),
+        after=tuple(identifier("--after", each) for each in after),
         held=held,
         preemptible=preemptible,
-        grace_s=seconds_of("--grace", grace),
+        grace_s=grace_s,
         max_restarts=restarts,
     )
 

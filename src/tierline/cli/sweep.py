@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tierline.cli.space import Choice, Range, Value
 
 SEARCH = "Search"
+MAX_NAME = 58  # with "-" and five digits a trial's id has the 64 characters that an id may have
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +32,20 @@ def numbered(client: Client, name: str) -> int:
     """The number of the next trial, so that more trials can be added to a sweep."""
     taken = [job.job_id.removeprefix(f"{name}-") for job in client.jobs(all=True, sweep=name)]
     return 1 + max((int(number) for number in taken if number.isdecimal()), default=-1)
+
+
+def name_of(given: str, file_name: str) -> str:
+    """The sweep's name as given, else its file's, as far as its letters are allowed, else one that nobody has."""
+    from tierline.cli import jobspec
+    from tierline.core.errors import InvalidInput
+
+    from_file = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file_name).stem).strip("-._")[:MAX_NAME]
+    name = jobspec.identifier("--name", given) or from_file or f"sweep-{secrets.token_hex(3)}"
+    if len(name) > MAX_NAME:
+        raise InvalidInput(
+            f"--name '{name}' is too long for its trials to be named after it: {MAX_NAME} letters are allowed."
+        )
+    return name
 
 
 def trials_of(chosen: Mapping[str, Any]) -> list[dict[str, Value]]:
@@ -212,8 +228,7 @@ def sweep(
         "random": dict(space.name_and_spec("--random", text) for text in random or ()),
     }
     chosen = chosen_options(context, given, from_file)
-    fallback = Path(file_name).stem if file_name else f"sweep-{secrets.token_hex(3)}"
-    sweep_name = chosen["name"] or fallback
+    sweep_name = name_of(chosen["name"], file_name)
     declared = jobspec.sweep_of(sweep_name, chosen["metric"], chosen["chance"], chosen["target"])
     shared = request_of(template, chosen, sweep_name)
 

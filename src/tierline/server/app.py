@@ -39,6 +39,7 @@ from tierline.server import schemas
 from tierline.server.accept import job_of, known_sweep, share_pairs, sweep_of
 from tierline.server.auth import Principal
 from tierline.server.logs import read_log
+from tierline.server.sentences import sentence
 from tierline.server.services import Services
 
 JobId = Annotated[str, PathParameter(pattern=schemas.ID_PATTERN)]
@@ -89,9 +90,7 @@ def _add_error_handlers(app: FastAPI, on_broken: OnBroken) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
-        return _error(422, "InvalidInput", f"{where or 'the request'}: {first['msg']}.")
+        return _error(422, "InvalidInput", sentence(error.errors(), error.body))
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: Exception) -> Response:
