@@ -271,3 +271,35 @@ def test_a_snapshot_continues_bit_for_bit():
     for offset, event in enumerate([JobSubmitted(Job("late")), NodeJoined(node("k", 1)), JobHeld("late", by="x")]):
         assert copy.handle(now + offset, event) == original.handle(now + offset, event)
     assert copy.dump() == original.dump()
+
+
+def test_a_chain_of_thousands_of_dependencies_falls_at_once():
+    cluster = FakeCluster("fifo", [node()])
+    cluster.submit(*(Job(f"j{i}", after=(f"j{i - 1}",) if i else ()) for i in range(3000)))
+    cluster.exit("j0", "failed", "boom")
+    assert len(cluster.ended) == 3000
+    assert cluster.scheduler.status("j2999", 0).reason == "its dependency j2998 has stopped"
+
+
+def test_a_snapshot_remembers_a_gpu_type_whose_nodes_are_gone():
+    cluster = FakeCluster("fifo", [node("a", 1, "v100"), node("b", 1, "h200")])
+    cluster.submit(*(Job(f"j{i}") for i in range(3)))
+    cluster.send(NodeLost("b", "gone"))
+    copy = JobScheduler(type(cluster.scheduler.policy)(), cluster.scheduler.options)
+    copy.load(cluster.scheduler.dump())
+    assert copy.dump() == cluster.scheduler.dump()
+    late = JobSubmitted(Job("late"))
+    copy.check([late])
+    for event in (late, JobExited("j0", 1, "completed", "done"), NodeJoined(node("b", 1, "h200"))):
+        assert copy.handle(1, event) == cluster.scheduler.handle(1, event)
+
+
+def test_deadlines_are_kept_in_any_order_of_submission():
+    cluster = FakeCluster("fifo", [node(gpus=3)])
+    cluster.submit(*(Job(f"j{s}", deadline_ns=s * NS_PER_S) for s in (20, 10, 30)))
+    cluster.advance(15)
+    assert set(cluster.ended) == {"j10"}
+    cluster.advance(10)
+    assert set(cluster.ended) == {"j10", "j20"}
+    cluster.advance(10)
+    assert set(cluster.ended) == {"j10", "j20", "j30"}

@@ -49,7 +49,7 @@ def load(s: JobTierState, policy: JobPolicy, state: dict[str, Any]) -> None:
     """Into a fresh state; the policy is of the same class and options."""
     for node in msgspec.convert(state["nodes"], list[Node]):
         s.pool.join(node)
-    s.pool.gpu_types[:] = state["gpu_types"]
+    s.pool.restore_types(state["gpu_types"])
     s.pool.blocked.update(state["blocked"])
     records = [msgspec.convert(row, JobRecord) for row in state["jobs"]]
     s.jobs.update((record.job.job_id, record) for record in records)

@@ -171,7 +171,7 @@ class JobScheduler:
                 self._state.dependents.setdefault(dependency, []).append(job.job_id)
         if job.deadline_ns:
             self._state.deadlines[job.job_id] = job.deadline_ns
-            actions += self._set_timer("deadline", min(self._state.deadlines.values()))
+            actions += self._set_timer("deadline", job.deadline_ns)  # a timer for an earlier one stays
         if job.held:
             record.phase, record.reason = Phase.HELD, "held by its user"
         elif record.waits_for:
@@ -324,6 +324,26 @@ class JobScheduler:
         return self._end(now_ns, record, Phase.STOPPED, reason)
 
     def _end(self, now_ns: int, record: JobRecord, phase: Phase, reason: str) -> list[Action]:
+        """End the job, and every job that waited for it in vain: a chain of any length, hence no recursion."""
+        actions = self._end_one(now_ns, record, phase, reason)
+        ended = [record]
+        while ended:
+            dependency = ended.pop()
+            for dependent_id in self._state.dependents.pop(dependency.job.job_id, ()):
+                dependent = self._state.live(dependent_id)
+                if dependent is None:
+                    continue
+                if dependency.phase is not Phase.COMPLETED:
+                    actions += self._end_one(now_ns, dependent, Phase.STOPPED, _dependency_reason(dependency))
+                    ended.append(dependent)
+                    continue
+                dependent.waits_for -= 1
+                if dependent.waits_for == 0 and dependent.phase is Phase.WAITING:
+                    self._requeue(now_ns, dependent, "its dependencies have completed")
+        self._state.compact()
+        return actions + self._want_fill(now_ns)
+
+    def _end_one(self, now_ns: int, record: JobRecord, phase: Phase, reason: str) -> list[Action]:
         if record.phase.holds_devices:
             self._vacate(now_ns, record)
         else:
@@ -336,19 +356,7 @@ class JobScheduler:
         self._state.weights_stale = True
         self._state.elastic -= job.max_gpus > job.min_gpus
         self._state.deadlines.pop(job.job_id, None)
-        actions: list[Action] = [RecordEnd(job.job_id, phase.name.lower(), reason)]
-        for dependent_id in self._state.dependents.pop(job.job_id, ()):
-            dependent = self._state.live(dependent_id)
-            if dependent is None:
-                continue
-            if phase is not Phase.COMPLETED:
-                actions += self._stop(now_ns, dependent, _dependency_reason(record))
-                continue
-            dependent.waits_for -= 1
-            if dependent.waits_for == 0 and dependent.phase is Phase.WAITING:
-                self._requeue(now_ns, dependent, "its dependencies have completed")
-        self._state.compact()
-        return actions + self._want_fill(now_ns)
+        return [RecordEnd(job.job_id, phase.name.lower(), reason)]
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ class _Rack:
     free: dict[str, list[str]] = field(default_factory=dict)
     by_count: dict[int, dict[str, None]] = field(default_factory=dict)
     free_count: int = 0
+    installed: int = 0
     total: int = 0
     memory_bytes: int = 0
 
@@ -131,6 +132,12 @@ class DevicePool:
             for gpu_type, rack in self._racks.items()
         }
 
+    def restore_types(self, gpu_types: list[str]) -> None:
+        """Set the types and their order as a snapshot has them, also those whose nodes are all gone."""
+        self.gpu_types[:] = gpu_types
+        for gpu_type in gpu_types:
+            self._racks.setdefault(gpu_type, _Rack())
+
     def restore_order(self, order: dict[str, list[list[str]]]) -> None:
         """Set the order of nodes and free devices as a snapshot has it: it decides ties in `place`."""
         for gpu_type, nodes in order.items():
@@ -162,7 +169,7 @@ class DevicePool:
 
     def installed(self, gpu_type: str) -> int:
         """Devices of the type on present nodes, blocked ones too."""
-        return sum(device.gpu_type == gpu_type for device, _ in self._device.values())
+        return self._racks[gpu_type].installed
 
     def memory_bytes(self, gpu_type: str) -> int:
         """Least memory among the type's devices; 0 = unknown, then nothing is refused for its sake."""
@@ -183,7 +190,9 @@ class DevicePool:
             self._recount_total(gpu_type)
 
     def _recount_total(self, gpu_type: str) -> None:
-        usable = [d for d, _ in self._device.values() if d.gpu_type == gpu_type and d.device_id not in self.blocked]
+        present = [device for device, _ in self._device.values() if device.gpu_type == gpu_type]
+        usable = [device for device in present if device.device_id not in self.blocked]
         rack = self._racks[gpu_type]
+        rack.installed = len(present)
         rack.total = len(usable)
         rack.memory_bytes = min((d.memory_bytes for d in usable), default=0)
