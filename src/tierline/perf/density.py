@@ -1,14 +1,14 @@
 """What a GPU-second is worth to a job: its best future average slope of utility.
 
     ρ = max over t of gain(t) / (t + restart) / gpus
-    gain(t) = √(fitted(t) · lindy(t)) + waking(t)
+    gain(t) = min(fitted(t), lindy(t)) + waking(t)
     lindy(t) = (u − u_first) · e(t),   waking(t) = WAKE · q · (1 − u) / (1 + excess) · e(t),   e(t) = ((1 + t/τ)^γ − 1) / γ
 
-τ is the GPU time that the job has used well so far. Two expectations of what a job that learns will still learn are pooled
-by their geometric mean: `fitted`, the drop that its fitted curve promises (`perf/curves.py`), right where losses are smooth;
-and Lindy's rule, that the time to come brings what the life so far brought, per doubling of it, right where losses fall in
-steps that no curve foresees. Either alone loses by ten points of the LP bound on the other kind of curve. Both age by
-themselves, so a plateau needs no detector. Before three reports there is no fit, and Lindy's rule stands alone.
+τ is the GPU time that the job has used well so far. Of two expectations of what a job that learns will still learn the
+lower one counts: `fitted`, the drop that its fitted curve promises (`perf/curves.py`), and Lindy's rule, that the time to
+come brings what the life so far brought, per doubling of it. The fit sees a smooth curve flatten long before Lindy's rule
+does; Lindy's rule does not believe in every noisy dip. Both age by themselves, so a plateau needs no detector. Before three
+reports there is no fit, and Lindy's rule stands alone.
 
 The third term is for jobs that have not learnt yet: each may wake, with a chance that falls as 1/τ, times the siblings'
 prior `q` (`perf/prior.py`), less the further its loss lies above chance (`excess`, in units of the sweep's range).
@@ -24,7 +24,6 @@ from tierline.core.views import Floats
 GAMMA = 0.5
 WAKE = 0.001
 HORIZONS = np.array([1, 2, 3, 5, 8, 13, 21, 34], dtype=np.float64)
-_LEAST_FIT = 1e-9  # a fit that promises nothing does not silence Lindy's rule altogether
 
 
 def ageing(t_s: Floats, life_s: Floats) -> Floats:
@@ -44,8 +43,7 @@ def expected_gain(learnt: Floats, awakening: Floats, fitted: Floats, ahead: Floa
     is none; `ahead` (J × H): see `ageing`.
     """
     lindy = learnt[:, None] * ahead
-    pooled = np.where(np.isnan(fitted), lindy, np.sqrt(np.maximum(fitted, _LEAST_FIT) * lindy))
-    return np.asarray(pooled + awakening[:, None] * ahead)
+    return np.asarray(np.fmin(fitted, lindy) + awakening[:, None] * ahead)  # fmin: NaN gives way
 
 
 def best_average_slope(gain: Floats, t_s: Floats, restart_s: Floats) -> Floats:
