@@ -39,7 +39,7 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(
     name="tierline",
     help="Schedule deep-learning jobs by the training utility that a GPU-second buys.\n\n"
-    "A first session: `tierline up --slots 2 &`, then `tierline submit -- python train.py`, `tierline ps`, "
+    "A first session: `tierline up --slots 2 --detach`, then `tierline submit -- python train.py`, `tierline ps`, "
     "`tierline why JOB`, `tierline logs -f JOB`. Every command has its own `--help` with an example.",
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     except TierlineError as error:
         return _complain(str(error), EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the prompt shall not stand behind the terminal's ^C
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.

@@ -50,7 +50,15 @@ Kind = Annotated[
     str, typer.Option("--kind", metavar="KIND", help="exploratory, batch or service.", rich_help_panel=RULES)
 ]
 User = Annotated[str, typer.Option("--user", help="Submit for somebody else (administrators).", rich_help_panel=RULES)]
-Priority = Annotated[int, typer.Option("--priority", help="Higher goes first.", rich_help_panel=RULES)]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        metavar="N",
+        help="Higher goes first: -100 to 100, above 0 for administrators.",
+        rich_help_panel=RULES,
+    ),
+]
 After = Annotated[
     list[str] | None,
     typer.Option("--after", metavar="JOB", help="Wait until JOB has completed; repeatable.", rich_help_panel=RULES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,8 @@ import typer
 from tierline.cli import render
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tierline.cli.client import Client
     from tierline.core.status import JobStatus
 
@@ -44,7 +47,7 @@ def ps(
     sweep: Annotated[str, typer.Option("--sweep", help="Only the jobs of this sweep.")] = "",
     user: Annotated[str, typer.Option("--user", help="Only the jobs of this user.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the ids, one a line.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Print again every --interval until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every --interval; q or Ctrl-C leaves.")] = False,
     interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between prints of --watch.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="All fields as JSON, times in ns.")] = False,
 ) -> None:
@@ -58,23 +61,39 @@ def ps(
     """
     from tierline.cli.client import connect
 
+    def jobs_of(client: Client) -> list[JobStatus]:
+        return client.jobs(all=all_jobs, user=user, sweep=sweep)
+
+    def rows_of(client: Client) -> list[list[str]]:
+        now_ns = client.cluster().now_ns
+        return [row(job, now_ns) for job in jobs_of(client)]
+
     def show(client: Client) -> None:
-        jobs = client.jobs(all=all_jobs, user=user, sweep=sweep)
         if as_json:
-            render.print_json({"jobs": jobs})
+            render.print_json({"jobs": jobs_of(client)})
         elif quiet:
-            for job in jobs:
+            for job in jobs_of(client):
                 print(job.job_id)
         else:
-            now_ns = client.cluster().now_ns
-            render.print_table(COLUMNS, [row(job, now_ns) for job in jobs], NUMBERS)
+            render.print_table(COLUMNS, rows_of(client), NUMBERS)
 
     with connect() as client:
+        if watch and render.on_terminal() and not (as_json or quiet):
+            follow(lambda: render.rich_table(COLUMNS, rows_of(client), NUMBERS), interval)
+            return
         show(client)
         while watch:
             time.sleep(interval)
-            if render.on_terminal() and not as_json:
-                render.console().clear()
-            else:
-                print(flush=True)
+            print(flush=True)
             show(client)
+
+
+def follow(look: Callable[[], RenderableType], interval_s: float) -> None:
+    """Show what `look` gives, again and again on a screen of its own, until q or Ctrl-C."""
+    from rich.live import Live
+
+    from tierline.cli.top import keys, quit_pressed
+
+    with keys(), Live(look(), console=render.console(), screen=True, auto_refresh=False) as live:
+        while not quit_pressed(interval_s):
+            live.update(look(), refresh=True)

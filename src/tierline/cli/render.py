@@ -25,6 +25,7 @@ PHASE_STYLE = {
     "stopped": "dim",
     "failed": "red",
 }
+LEAST_WIDTH = 16  # of a last column that is cut off
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -107,23 +108,30 @@ def print_json(value: Any) -> None:
     print(json.dumps(to_json(value), indent=2, ensure_ascii=False))
 
 
-def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """A table without borders; `right` names the columns of numbers. The last column may wrap, the others do not."""
+def rich_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), *, wrap: bool = False
+) -> Table:
+    """A table without borders; `right` names the columns of numbers. On a narrow terminal the last column is cut off, or
+    with `wrap` goes on in further lines; the others keep their width."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
-        last = i == len(columns) - 1
+        wraps = wrap and i == len(columns) - 1
         table.add_column(
             name,
             justify="right" if name in right else "left",
-            no_wrap=not last,
-            overflow="fold" if last else "ellipsis",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
         )
-    for row in rows:
-        cells = [Text(cell, style=PHASE_STYLE.get(cell, "")) for cell in row]
-        table.add_row(*cells)
+    lines = [list(row) for row in rows]
+    if not wrap:
+        others = sum(max(len(line[i]) for line in [list(columns), *lines]) + 2 for i in range(len(columns) - 1))
+        room = max(console().width - others, LEAST_WIDTH)
+        lines = [[*line[:-1], line[-1] if len(line[-1]) <= room else f"{line[-1][: room - 1]}…"] for line in lines]
+    for line in lines:
+        table.add_row(*(Text(cell, style=PHASE_STYLE.get(cell, "")) for cell in line))
     return table
 
 
@@ -146,8 +154,10 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Se
     )
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), *, wrap: bool = False
+) -> None:
     if on_terminal():
-        console().print(rich_table(columns, rows, right))
+        console().print(rich_table(columns, rows, right, wrap=wrap))
     else:
         print(plain_table(columns, rows, right))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tierline.cli.client import Client
     from tierline.config import DaemonOptions
 
 START_S = 60.0
@@ -84,7 +86,7 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
 
     from tierline.cli.client import connect
     from tierline.config import StatePaths, build_scheduler, setting_of
-    from tierline.core.errors import DaemonUnavailable, InvalidInput, StateUnusable
+    from tierline.core.errors import InvalidInput, StateUnusable
 
     build_scheduler(setting_of(options))  # an unknown policy is told before a folder for the log is made
     paths = StatePaths(options.state)
@@ -98,22 +100,29 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
         deadline = time.monotonic() + START_S
         with Console(stderr=True).status("Starting the daemon …"), connect(options.state) as client:
-            while child.poll() is None and time.monotonic() < deadline:
-                try:
-                    health = client.health()
-                except DaemonUnavailable:
-                    time.sleep(POLL_S)
-                    continue
-                if health.pid == child.pid:
-                    typer.echo(f"Tierline is up (process {child.pid}, policy {health.policy}, log {paths.log}).")
-                    return
-                time.sleep(POLL_S)
+            policy = _policy_of(client, child, deadline)
+        if policy:
+            typer.echo(f"Tierline is up (process {child.pid}, policy {policy}, log {paths.log}).")
+            return
         if child.poll() is None:
             child.terminate()
             raise StateUnusable(f"The daemon did not answer within {START_S:g} s and was ended; see '{paths.log}'.")
         file.seek(begin)
         said = file.read().decode(errors="replace").strip().splitlines()
     raise InvalidInput(said[-1].removeprefix("tierline: ") if said else f"The daemon ended at once; see '{paths.log}'.")
+
+
+def _policy_of(client: Client, child: subprocess.Popen[bytes], deadline_s: float) -> str:
+    """The policy of the daemon `child` as soon as it answers; "" when it ended, or did not answer by `deadline_s`."""
+    from tierline.core.errors import DaemonUnavailable
+
+    while child.poll() is None and time.monotonic() < deadline_s:
+        with contextlib.suppress(DaemonUnavailable):
+            health = client.health()
+            if health.pid == child.pid:
+                return health.policy
+        time.sleep(POLL_S)
+    return ""
 
 
 def down(state: StateOption = None) -> None:

@@ -64,6 +64,6 @@ def why(
         ]
         for decision in decisions
     ]
-    render.print_table(COLUMNS, rows, NUMBERS)
+    render.print_table(COLUMNS, rows, NUMBERS, wrap=True)
     if job.reason:
         print(f"\nNow: {job.phase}: {job.reason}")

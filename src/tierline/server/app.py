@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -300,7 +300,8 @@ def _add_cluster_routes(app: FastAPI, services: Services) -> None:
 
     @app.get("/v1/cluster", response_model=schemas.Cluster)
     def cluster(who: Who) -> Response:
-        return _json(driver.query(lambda: scheduler.cluster(clock.now_ns())))
+        found = driver.query(lambda: scheduler.cluster(clock.now_ns()))
+        return _json(replace(found, policy=services.policy))  # the name by which it is chosen, not that of its class
 
     @app.get("/v1/events", response_model=schemas.Events)
     def events(
