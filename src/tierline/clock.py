@@ -75,6 +75,9 @@ class SimClock:
         self._now_ns = at
         return event
 
+    def next_due(self) -> None:
+        """Nothing: in virtual time waiting is free, so every event is a step of its own."""
+
     def peek_ns(self) -> int | None:
         """Time of the next event, None when there is none."""
         return self._heap[0][0] if self._heap else None
@@ -111,6 +114,12 @@ class WallClock:
                     return heapq.heappop(self._heap)[3]
                 self._changed.wait(None if wait_ns is None else wait_ns / 1e9)
             return None
+
+    def next_due(self) -> Event | None:
+        with self._changed:
+            if self._closed or not self._heap or self._heap[0][0] > self.now_ns():
+                return None
+            return heapq.heappop(self._heap)[3]
 
     def close(self) -> None:
         with self._changed:

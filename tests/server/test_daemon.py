@@ -177,6 +177,12 @@ def test_when_the_scheduling_loop_dies_the_daemon_ends_with_a_sentence(tmp_path:
     code, said = ended(daemon)
     assert code == 1
     assert "tierline: The scheduling loop failed (RuntimeError: on purpose); nothing accepted is lost." in said
+    # The state was half changed when it failed; what the next daemon goes on from must not be that state.
+    (tmp_path / "own_policy.py").write_text("from tierline.policies.jobs.fifo import FirstInFirstOut as Broken\n")
+    mended = spawn_daemon(options, PYTHONPATH=path)
+    with connect(options.state) as client:
+        wait_until(lambda: answers(client) and client.jobs(all=True)[0].phase == "completed", "the job has run")
+    end(mended)
 
 
 def test_up_detached_and_down(tmp_path: Path) -> None:

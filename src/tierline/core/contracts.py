@@ -47,6 +47,10 @@ class Clock(Protocol):
         """The next event, after time has reached it; None when there is none and never will be, or on `close`."""
         ...
 
+    def next_due(self) -> Event | None:
+        """The next event if it is due already and may be taken along with the one before; never waits."""
+        ...
+
 
 class Backend(Protocol):
     """Carries actions out and answers with events through the clock it was given. A simulator is a backend."""

@@ -128,6 +128,11 @@ class EventStore:
             self._db.execute("COMMIT")
             self._seq = seq
 
+    def abandon(self, reason: str) -> None:
+        """Write nothing more, no snapshot either: the scheduler's state is not what the table says."""
+        with self._write:
+            self._broken = self._broken or reason
+
     def close(self) -> None:
         """Write a last snapshot if all is well, and let the folder go. May be called twice."""
         with self._write:

@@ -97,8 +97,12 @@ class Daemon:
             self._clock.close()
             if self._thread.ident is not None:
                 self._thread.join()
+            # A request that outlived its server is turned away: it must not move the state under the last snapshot.
+            self._driver.close("The daemon is ending; nothing was submitted.")
+            if self._failure:
+                self._store.abandon(self._failure)
+            self._paths.socket.unlink(missing_ok=True)  # while the folder is ours: the next daemon makes its own
             self._undo.close()
-            self._paths.socket.unlink(missing_ok=True)
         if self._failure:
             raise StateUnusable(self._failure)
 
@@ -149,8 +153,8 @@ class Daemon:
             self._driver.run()
         except TierlineError as error:
             self.fail(str(error))
-        except BaseException as error:
-            self.fail(f"The scheduling loop failed ({type(error).__name__}: {error}); nothing accepted is lost.")
+        except BaseException:
+            self.fail(self._driver.closed)
             raise
 
     def _services(self) -> Services:

@@ -28,7 +28,8 @@ class Instance:
     def optimum(self) -> float:
         """Value of the LP relaxation: max Σ u·x, Σ demand·x <= capacity, 0 <= x <= 1."""
         solved = linprog(-self.utility, A_ub=self.demand.T, b_ub=self.capacity, bounds=(0, 1), method="highs")
-        return float(-solved.fun)
+        assert solved.fun is not None, "nothing admitted is always feasible"
+        return -float(solved.fun)
 
 
 def small_bids(rng: random.Random, steps: int = 40) -> Instance:
