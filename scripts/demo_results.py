@@ -16,7 +16,7 @@ from tierline.core.nouns import NS_PER_S
 from tierline.core.status import JobStatus
 
 CHANCE = math.log(10)  # cross-entropy of guessing among ten digits
-TARGET = 0.035  # set after the first runs, below every loss seen then
+TARGET = 0.0366  # lowest validation loss of all 24 trials when each is run to its end, alone
 BEATS_CHANCE = 0.01  # utility below this is noise around chance
 
 _ACCURACY = re.compile(rb"accuracy (\d\.\d+)")
