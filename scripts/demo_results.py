@@ -134,8 +134,8 @@ def write_table(results: Sequence[Result], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"Utility of a trial: 0 at chance (loss {CHANCE:.3f}), 1 at {TARGET}, which no trial of the first runs reached. "
-        "Wasted: after a trial's last improvement, and all of a trial that never beat chance."
+        f"Utility of a trial: 0 at chance (loss {CHANCE:.3f}), 1 at {TARGET}, the lowest that any gets when run "
+        "to its end. Wasted: after a trial's last improvement, and all of a trial that never beat chance."
     )
 
 

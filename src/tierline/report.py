@@ -46,7 +46,7 @@ def report(step: int, loss: Any = None, **metrics: Any) -> None:
     path = os.environ.get("TIERLINE_REPORT_FILE")
     if not path or not _is_reporting_rank():
         return
-    record: dict[str, int | float | str] = {"step": int(step)}
+    record: dict[str, int | float | str] = {"step": _step(step)}
     if loss is not None:
         record["loss"] = _number("loss", loss)
     for name, value in metrics.items():
@@ -121,6 +121,13 @@ def save_checkpoint(name_or_path: str | os.PathLike[str], data: bytes | Callable
 def _is_reporting_rank() -> bool:
     wanted = os.environ.get("TIERLINE_REPORT_RANK", "0")
     return wanted == "all" or (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == wanted
+
+
+def _step(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"report() got step={value!r}; a whole number is allowed.") from None
 
 
 def _number(name: str, value: Any) -> float | str:

@@ -176,7 +176,7 @@ def test_a_malformed_sweep_is_one_sentence_and_nothing_is_created(
     ("arguments", "said"),
     [
         (["--gpus", "0"], "--gpus"),
-        (["--metric", "a:b"], "unknown direction"),
+        (["--metric", "a:b"], "--metric direction 'b'"),
         (["--grace", "soon"], "--grace"),
         (["--kind", "batsh"], "did you mean 'batch'"),
         (["--env", "TIERLINE_NO_SUCH_VARIABLE"], "TIERLINE_NO_SUCH_VARIABLE"),

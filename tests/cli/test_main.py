@@ -48,6 +48,37 @@ def test_wrong_usage_is_one_sentence(tierline: Tierline, arguments: list[str]) -
     assert "--help" in tierline(*arguments).sentence
 
 
+def test_values_that_do_not_fit_are_told_in_plain_words(tierline: Tierline) -> None:
+    assert "'--interval'" in tierline("ps", "--interval", "x").sentence
+    for words in (["ps", "--interval", "x"], ["up", "--slots", "two"], ["submit", "--steps", "-1", "--", "true"]):
+        assert "Input should" not in tierline(*words).sentence
+
+
+def test_a_group_without_a_command_shows_its_help_alone(tierline: Tierline) -> None:
+    answer = tierline("simulate")
+    assert (answer.code, answer.err) == (2, "")
+    assert "jobs" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policy", "fifi"], "did you mean 'fifo'"),
+        (["--fair-by", "jobs"], "--fair-by 'jobs': did you mean 'job'"),
+        (["--slots", "0"], "--slots 0"),
+        (["--quantum", "0"], "--quantum 0"),
+        (["--listen", "8642"], "--listen '8642'"),
+        (["--config", "gone.toml"], "'gone.toml' cannot be read"),
+    ],
+)
+def test_what_up_cannot_use_makes_no_folder(
+    tierline: Tierline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setenv("TIERLINE_HOME", str(tmp_path / "home"))
+    assert said in tierline("up", "--detach", *arguments).sentence
+    assert not (tmp_path / "home").exists()
+
+
 def test_version(tierline: Tierline) -> None:
     answer = tierline("--version")
     assert (answer.code, answer.err) == (0, "")

@@ -191,6 +191,16 @@ def test_malformed_submissions_are_told_what_is_wrong(running: RunningDaemon, bo
     assert "\n" not in message
 
 
+def test_a_refusal_uses_up_no_name(running: RunningDaemon, sleeper: JobRequest) -> None:
+    (before,) = running.client.submit([replace(sleeper, held=True)])
+    with pytest.raises(InvalidInput, match=f"job 'j{int(before[1:]) + 1}' asks for 99 GPUs"):
+        running.client.submit([replace(sleeper, min_gpus=99, max_gpus=99)])
+    (after,) = running.client.submit([replace(sleeper, held=True)])
+    assert (before[0], int(after[1:])) == ("j", int(before[1:]) + 1)
+    for job_id in (before, after):
+        running.client.stop(job_id)
+
+
 def test_a_torn_body_is_no_crash(running: RunningDaemon) -> None:
     with running.over_socket() as http:
         answer = http.post(

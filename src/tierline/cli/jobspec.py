@@ -106,7 +106,7 @@ def metric(text: str) -> tuple[str, Direction]:
     for known in get_args(Direction):
         if (direction or "min") == known:
             return name, known
-    raise UnknownName("direction of --metric", direction, get_args(Direction))
+    raise UnknownName("--metric direction", direction, get_args(Direction))
 
 
 def progress(text: str, metric_name: str) -> tuple[ProgressKind, str]:
@@ -134,7 +134,7 @@ def progress(text: str, metric_name: str) -> tuple[ProgressKind, str]:
         if not folder:
             raise InvalidInput(f"--progress '{text}': a folder is needed, as in tensorboard:runs/1.")
         return "tensorboard", f"{folder}:{tag or metric_name}"
-    raise UnknownName("kind of --progress", kind, get_args(ProgressKind))
+    raise UnknownName("--progress", kind, get_args(ProgressKind))
 
 
 def environment(pairs: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
@@ -214,7 +214,7 @@ def job(
 
     kinds: tuple[JobKind, ...] = get_args(JobKind)
     if kind not in kinds:
-        raise UnknownName("kind of job", kind, kinds)
+        raise UnknownName("--kind", kind, kinds)
     low, high = gpus(gpus_text)
     within("--priority", priority, *PRIORITIES)
     within("--steps", steps, 0, MAX_STEPS)

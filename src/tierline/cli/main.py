@@ -8,6 +8,7 @@ numpy, the server) it imports when it runs.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -93,7 +94,27 @@ def main(arguments: Sequence[str]) -> int:
             raise
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "tierline"
-        return _complain(f"{' '.join(message().split())} (see `{where} --help`)", EXIT_BAD_INPUT)
+        said = _plain(" ".join(message().split()))
+        if not said:  # a group of commands without a command has shown its help
+            return EXIT_BAD_INPUT
+        return _complain(f"{said.rstrip('.')} (see `{where} --help`).", EXIT_BAD_INPUT)
+
+
+def _plain(message: str) -> str:
+    """Typer's words for a value that does not fit, in ours.
+
+    >>> _plain("Invalid value for '--steps': Input should be a valid integer, unable to parse string as an integer")
+    "Invalid value for '--steps': a whole number is needed"
+    """
+    for theirs, ours in (
+        (r"Input should be a valid integer.*", "a whole number is needed"),
+        (r"Input should be a valid number.*", "a number is needed"),
+        (r"Input should be a valid boolean.*", "true or false is needed"),
+        (r"Input should be greater than or equal to (\S+)", r"\1 or more is allowed"),
+        (r"Input should be less than or equal to (\S+)", r"\1 at most is allowed"),
+    ):
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -75,7 +75,10 @@ def ps(
             for job in jobs_of(client):
                 print(job.job_id)
         else:
-            render.print_table(COLUMNS, rows_of(client), NUMBERS)
+            rows = rows_of(client)
+            render.print_table(COLUMNS, rows, NUMBERS)
+            if not rows and render.on_terminal():
+                print("(no such job)" if all_jobs else "(no live job; --all shows those that have ended)")
 
     with connect() as client:
         if watch and render.on_terminal() and not (as_json or quiet):

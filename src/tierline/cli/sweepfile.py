@@ -66,7 +66,7 @@ def _checked(path: Path, key: str, value: Any) -> Any:
             lambda v: isinstance(v, dict) and all(isinstance(entry, str | list) for entry in v.values()),
             "a table of lists or of texts such as 'log:1e-4..1'",
         )
-    raise UnknownName(f"key in '{path}'", key, KNOWN)
+    raise UnknownName("sweep-file key", key, KNOWN)
 
 
 def _texts(value: Any) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 START_S = 60.0
 END_S = 60.0
 POLL_S = 0.05
+FAIR_BY = ("job", "user", "sweep")
 
 StateOption = Annotated[
     Path | None,
@@ -59,7 +60,10 @@ def up(
     import msgspec
 
     from tierline.config import read_options
+    from tierline.core.errors import UnknownName
 
+    if fair_by not in (None, *FAIR_BY):
+        raise UnknownName("--fair-by", str(fair_by), FAIR_BY)
     flags: dict[str, Any] = {
         "slots": slots,
         "policy": policy,
@@ -90,6 +94,7 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
 
     build_scheduler(setting_of(options))  # an unknown policy is told before a folder for the log is made
     paths = StatePaths(options.state)
+    is_new = not options.state.exists()
     try:
         options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -109,6 +114,11 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
             raise StateUnusable(f"The daemon did not answer within {START_S:g} s and was ended; see '{paths.log}'.")
         file.seek(begin)
         said = file.read().decode(errors="replace").strip().splitlines()
+    if begin == 0:  # nothing half-created stays
+        paths.log.unlink(missing_ok=True)
+    if is_new:
+        with contextlib.suppress(OSError):  # the daemon had come so far as to record something
+            options.state.rmdir()
     raise InvalidInput(said[-1].removeprefix("tierline: ") if said else f"The daemon ended at once; see '{paths.log}'.")
 
 
@@ -139,7 +149,9 @@ def down(state: StateOption = None) -> None:
     root = state.absolute() if state is not None else state_dir()
     process = holder(root)
     if not process:
-        raise DaemonUnavailable(f"No daemon has the state folder '{root}': there is none to end.")
+        raise DaemonUnavailable(
+            f"No daemon has the state folder '{root}': there is none to end (`tierline up` starts one)."
+        )
     os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + END_S
     with Console(stderr=True).status("Ending the daemon …"):

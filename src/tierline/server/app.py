@@ -127,28 +127,29 @@ def _add_job_routes(app: FastAPI, services: Services) -> None:
             return False
         return True
 
-    def names(requests: list[schemas.JobRequest]) -> list[str]:
-        """The ids asked for; j1, j2, … where none was."""
-        nonlocal given
+    def names(requests: list[schemas.JobRequest]) -> tuple[list[str], int]:
+        """The ids asked for; j1, j2, … where none was, and how far these have counted."""
+        count = given
         taken = {request.job_id for request in requests if request.job_id}
         ids: list[str] = []
         for request in requests:
             job_id = request.job_id
             while not job_id:
-                given += 1
-                job_id = f"j{given}"
+                count += 1
+                job_id = f"j{count}"
                 if job_id in taken or is_known(job_id):
                     job_id = ""
             ids.append(job_id)
-        return ids
+        return ids, count
 
     @app.post("/v1/jobs", status_code=201, response_model=schemas.Submitted)
     def submit(body: schemas.Submission, who: Who) -> Response:
         """Submit jobs, all or none, with the sweep they belong to. On return they are durable."""
         if not body.jobs and body.sweep is None:
             raise InvalidInput("Nothing is submitted: 'jobs' is empty and there is no 'sweep'.")
+        nonlocal given
         with naming:
-            ids = names(body.jobs)
+            ids, count = names(body.jobs)
             known = driver.query(scheduler.sweeps)
             events: list[Event] = []
             if body.sweep is not None:
@@ -159,6 +160,7 @@ def _add_job_routes(app: FastAPI, services: Services) -> None:
                 JobSubmitted(job_of(request, job_id, who)) for request, job_id in zip(body.jobs, ids, strict=True)
             ]
             driver.submit(events)
+            given = count  # only now: a refusal uses up no name
         return _json({"job_ids": ids}, 201)
 
     @app.get("/v1/jobs", response_model=schemas.Jobs)
