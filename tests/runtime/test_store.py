@@ -15,10 +15,10 @@ import pytest
 
 from tierline.core.actions import Action, SetTimer, StartJob
 from tierline.core.errors import NotFound, StateTooNew, StateUnusable
-from tierline.core.events import Event, JobStarted, JobSubmitted, ProgressReported, TimerFired
+from tierline.core.events import Event, JobStarted, JobSubmitted, ProgressReported, StopRequested, TimerFired
 from tierline.core.nouns import Job, Report
 from tierline.runtime.codec import decode_event
-from tierline.runtime.store import EventStore, EventTable, holder
+from tierline.runtime.store import SNAPSHOT_BYTES_PER_EVENT, EventStore, EventTable, holder
 
 
 def opened(root: Path, *, snapshot_every: int = 1000, dump: dict[str, Any] | None = None) -> EventStore:
@@ -188,3 +188,16 @@ def test_only_the_owner_can_read_the_table(tmp_path: Path) -> None:
         for name in ("events.db", "events.db-wal", "lock"):
             assert stat.S_IMODE((root / name).stat().st_mode) == 0o600
         assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_a_snapshot_of_many_jobs_waits_for_more_events(tmp_path: Path) -> None:
+    """Else the cost of an event would grow with the jobs that were ever there."""
+    with EventStore(tmp_path, snapshot_every=2) as store:
+        store.begin_run(0, "0.1", "{}", lambda: {"jobs": "x" * (10 * SNAPSHOT_BYTES_PER_EVENT)})
+        seen = []
+        for number in range(25):
+            store.append([(number, StopRequested("j", "ann"), [])])
+            snapshot = store.table.snapshot()
+            assert snapshot is not None
+            seen.append(snapshot.seq)
+    assert sorted(set(seen)) == [0, 10, 20]

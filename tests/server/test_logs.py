@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tierline.backends.jobs.rundir import open_plain
 from tierline.server.logs import read_log
 
 
@@ -83,3 +87,38 @@ def test_a_reader_that_keeps_up_sees_every_byte_once(steps: list[bytes | None], 
                 if chunk.at_end:
                     break
         assert seen == written
+
+
+def test_what_a_job_puts_in_the_place_of_its_log_is_not_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    append(tmp_path / "log.1", b"old")
+    assert read_log(log, 0, 10).data == b"old"
+    log.unlink()
+    log.mkdir()
+    assert read_log(log, 0, 10).data == b"old"
+    log.rmdir()
+    os.link(tmp_path / "log.1", log)
+    assert read_log(log, 0, 10).data == b"old"
+
+
+def test_a_rotation_between_the_two_halves_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    append(log, b"a")
+    rotate(log)
+    append(log, b"b")
+    mark = read_log(log, 0, 10).next_mark
+    append(log, b"c")
+    opened = []
+
+    def open_and_rotate(path: Path) -> BinaryIO:
+        opened.append(path)
+        file = open_plain(path)
+        if len(opened) == 1:
+            rotate(log)
+            append(log, b"d")
+        return file
+
+    monkeypatch.setattr("tierline.server.logs.open_plain", open_and_rotate)
+    chunk = read_log(log, mark, 10)
+    assert (chunk.data, chunk.gap) == (b"cd", False)

@@ -44,6 +44,7 @@ from tierline.runtime.table import EventTable, check_schema, connect
 __all__ = ["EventStore", "EventTable", "holder"]
 
 KEPT_SNAPSHOTS = 2
+SNAPSHOT_BYTES_PER_EVENT = 2_000  # one of many jobs is dear and waits for more events: its cost per event is bounded
 
 
 class EventStore:
@@ -65,6 +66,7 @@ class EventStore:
                 check_schema(self._db, self._path, create=True)
                 self._seq = int(self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
                 self._snapshot_seq = self._seq
+                self._snapshot_bytes = 0
                 self.table = EventTable(self._path)
             except BaseException:
                 self._db.close()
@@ -123,7 +125,7 @@ class EventStore:
                 self._db.executemany(
                     "INSERT INTO mentions(job_id, what, seq) VALUES (?, ?, ?)", [(*mark, seq) for mark in marks]
                 )
-            if seq - self._snapshot_seq >= self._snapshot_every:
+            if seq - self._snapshot_seq >= max(self._snapshot_every, self._snapshot_bytes // SNAPSHOT_BYTES_PER_EVENT):
                 self._write_snapshot(seq)
             self._db.execute("COMMIT")
             self._seq = seq
@@ -160,7 +162,7 @@ class EventStore:
             "(SELECT seq, run FROM snapshots ORDER BY seq DESC, run DESC LIMIT ?)",
             (KEPT_SNAPSHOTS,),
         )
-        self._snapshot_seq = seq
+        self._snapshot_seq, self._snapshot_bytes = seq, len(body)
 
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:

@@ -143,7 +143,8 @@ class Daemon:
         self._backend.recover(attempts)
         self._backend.start()
         for timer in timers:
-            self._clock.post(TimerFired(timer.name), at_ns=timer.at_ns)
+            # Not before what the backend has found: a round that is overdue must not use a device that others took.
+            self._clock.post(TimerFired(timer.name), at_ns=max(timer.at_ns, self._clock.now_ns()))
         known = known_node(self.scheduler, node.name, self._clock.now_ns())
         if known != node or self._is_other_setting:  # another policy may want its timers: the event sets them
             self._driver.submit([NodeJoined(node)])

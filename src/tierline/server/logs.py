@@ -7,14 +7,19 @@ log survives a restart. A small number (inode 0) counts bytes from the oldest ou
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tierline.backends.jobs.rundir import open_plain
+
 _POSITION_BITS = 40
+_TRIES = 20  # rotations in a row are not that fast: after so many the job itself has made a mess of its folder
 _POSITION = (1 << _POSITION_BITS) - 1
 
 
@@ -58,31 +63,32 @@ class _Part:
 @contextmanager
 def _parts(path: Path) -> Iterator[list[_Part]]:
     """The older half and the newer one, as far as they exist, opened without a rotation in between."""
-    while True:
+    names = (path.with_name(path.name + ".1"), path)
+    for tries_left in reversed(range(_TRIES)):
         with ExitStack() as stack:
             parts: list[_Part] = []
-            for name in (path.with_name(path.name + ".1"), path):
+            for name in names:
                 try:
-                    file = stack.enter_context(open(name, "rb"))
-                except FileNotFoundError:
+                    file = stack.enter_context(open_plain(name))
+                except OSError:  # not there, or the job has put something else there
                     continue
                 status = os.fstat(file.fileno())
                 parts.append(_Part(file, status.st_ino, status.st_size))
-            if _inode(path) == (parts[-1].inode if parts else None) and len({part.inode for part in parts}) == len(
-                parts
-            ):
-                yield parts
+            inodes = [part.inode for part in parts]
+            if not tries_left or (inodes == _inodes(names) and len(set(inodes)) == len(inodes)):
+                yield parts[-1:] if len(set(inodes)) < len(inodes) else parts
                 return
 
 
-def _inode(path: Path) -> int | None:
-    """Of the file that stands at `path` now; of its older half in the moment of a rotation when there is none."""
-    for name in (path, path.with_name(path.name + ".1")):
-        try:
-            return name.stat().st_ino
-        except FileNotFoundError:
-            continue
-    return None
+def _inodes(names: tuple[Path, ...]) -> list[int]:
+    """Of the plain files that stand there now."""
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            status = name.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append(status.st_ino)
+    return found
 
 
 def _find(parts: list[_Part], mark: int) -> tuple[int, int, bool]:

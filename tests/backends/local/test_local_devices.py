@@ -89,8 +89,24 @@ def test_processes_of_others_block_a_device_and_ours_do_not(site, monkeypatch):
         stranger.kill()
         stranger.wait()
     nvml.pids[1] = []
-    site.eventually(lambda: DevicesBlocked("here", (), "free again") in site.clock.events, "the end of the block")
-    assert sum(isinstance(event, DevicesBlocked) for event in site.clock.events) == 2
+    free, blocks = DevicesBlocked("here", (), "free again"), [DevicesBlocked("here", (), "free again"), blocked]
+    site.eventually(lambda: told(site) == [*blocks, free], "the end of the block")
+
+
+def told(site) -> list[DevicesBlocked]:
+    return [event for event in list(site.clock.events) if isinstance(event, DevicesBlocked)]
+
+
+def test_a_new_daemon_says_what_it_finds_before_anything_is_placed(site):
+    """The scheduler remembers what the last daemon saw; a stranger may have come or gone since."""
+    nvml = FakeNvml("NVIDIA H200")
+    nvml.pids[0] = [2**22 + 1]
+    site.open(nvml=nvml, devices=discover(None, nvml))
+    assert [event.device_ids for event in told(site)] == [("gpu0",)]
+    site.backends[-1].close()
+    nvml.pids[0] = []
+    site.open(nvml=nvml, devices=discover(None, nvml))
+    assert [event.device_ids for event in told(site)] == [("gpu0",), ()]
 
 
 def children(pid: int) -> set[int]:

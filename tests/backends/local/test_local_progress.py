@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -131,6 +132,8 @@ def test_lines_on_stdout():
     ("kind", "pattern", "words"),
     [
         ("regex", "(", "no regular expression"),
+        ("regex", "(" * 5000 + ")" * 5000, "no regular expression"),
+        ("regex", "a{99999999999999999999}", "no regular expression"),
         ("regex", r"(?P<step>\d+)", r"\(\?P<loss>"),
         ("tensorboard", "folder", "FOLDER:TAG"),
     ],
@@ -197,6 +200,26 @@ def test_tensorboard_files_are_read_on_and_from_an_offset(tmp_path):
     fresh = TensorBoardReader(tmp_path, "eval/acc", job, 2, 0)
     assert fresh.skip_to_end() == 3
     assert fresh.poll(NOW, True) == ()
+
+
+def test_a_damaged_tensorboard_file_costs_its_own_values_alone(tmp_path):
+    write = tensorboard_writer(tmp_path)
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    from tierline.backends.jobs.tensorboard_progress import TensorBoardReader
+
+    with open(tmp_path / "0.tfevents.damaged", "wb") as file:
+        RecordWriter(file).write(b"\xff" * len(Event().SerializeToString()) + b"no event")
+    (tmp_path / "1.tfevents.folder").mkdir()
+    os.mkfifo(tmp_path / "2.tfevents.pipe")
+    (tmp_path / "3.tfevents.gone").symlink_to(tmp_path / "nowhere")
+    write(1, "loss", 0.5)
+    write.close()
+    reader = TensorBoardReader(tmp_path, "loss", Job("j"), 1, 0)
+    assert [r.step for r in reader.poll(NOW, False)] == [1]
+    assert reader.poll(NOW, True) == ()
+    assert reader.skipped == 1
 
 
 def test_tensorboard_progress_of_a_job_in_its_checkpoint_folder(site):

@@ -5,6 +5,7 @@ Standard library only (part of the supervisor). A full disk loses log lines, nev
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -67,7 +68,8 @@ class JobLog:
             self._split(chunk, self._on_line)
 
     def _rotate(self) -> None:
-        os.replace(self._path, self._path.with_name(self._path.name + ".1"))
+        with contextlib.suppress(FileNotFoundError):  # moved already when no fresh file could be made, or removed
+            os.replace(self._path, self._path.with_name(self._path.name + ".1"))
         full, self._descriptor = self._descriptor, self._open()
         os.close(full)
         self._size = 0

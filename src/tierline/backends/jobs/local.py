@@ -61,7 +61,7 @@ class LocalBackend:
         self._lock = threading.Lock()  # guards the dict; a watch itself is advanced by the monitor thread alone
         self._watches: dict[tuple[str, int], AttemptWatch] = {}
         self._broken: set[tuple[str, int]] = set()
-        self._blocked: tuple[str, ...] = ()
+        self._blocked: tuple[str, ...] | None = None  # unknown: the scheduler may remember what an earlier daemon saw
         self._next_foreign_look_s = 0.0
         self._closing = threading.Event()
         self._monitor: threading.Thread | None = None
@@ -71,6 +71,7 @@ class LocalBackend:
         """Begin to watch. Raises `RuntimeError` when called twice."""
         if self._monitor is not None:
             raise RuntimeError("the backend is started already")
+        self._watch_devices()  # before anything is placed
         self._monitor = threading.Thread(target=self._watch_all, name="tierline-jobs", daemon=True)
         self._monitor.start()
 
@@ -213,10 +214,7 @@ class LocalBackend:
                     if key not in self._broken:
                         self._broken.add(key)
                         logger.exception("job %s: cannot be watched", watch.job.job_id)
-            try:
-                self._look_for_foreigners()
-            except Exception:
-                logger.exception("the devices cannot be watched")
+            self._watch_devices()
 
     def _look_at(self, key: tuple[str, int], watch: AttemptWatch) -> None:
         events = watch.observe(self._clock.now_ns())
@@ -226,6 +224,12 @@ class LocalBackend:
                 del self._watches[key]
         for event in events:
             self._clock.post(event)
+
+    def _watch_devices(self) -> None:
+        try:
+            self._look_for_foreigners()
+        except Exception:
+            logger.exception("the devices cannot be watched")
 
     def _look_for_foreigners(self) -> None:
         if self._nvml is None or time.monotonic() < self._next_foreign_look_s:

@@ -8,26 +8,33 @@ A report line is a JSON object: `{"step": 3, "loss": 0.5, "time_ns": 17000000000
 - NaN and infinities give `loss=None`; any other number passes as it is; `max` metrics are negated here.
 - A line that breaks these rules is skipped and counted. A last line without its end is left until it is complete; when
   the attempt has ended it is taken if it is whole JSON, else skipped.
+- A job that reports faster than it can be read (thousands of lines a second, for long) loses the oldest unread lines
+  beyond 16 MiB: its flood must not fill our memory, nor keep its own end from being seen.
 
 Lines that are read from stdout (`regex`, `jsonl`) become report lines in the supervisor, which knows when they came.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import logging
 import math
 import os
 import re
 from pathlib import Path
 from typing import Any, Protocol
 
-from tierline.core.errors import InvalidInput, MissingExtra
+from tierline.backends.jobs.rundir import open_plain
+from tierline.core.errors import InvalidInput
 from tierline.core.nouns import Job, Metric, Report
 
 MAX_STEP = 2**53
 MAX_LINE_BYTES = 65_536
-MAX_POLL_BYTES = 1 << 20
+MAX_POLL_BYTES = 128 << 10
+MAX_BACKLOG_BYTES = 16 << 20
+logger = logging.getLogger(__name__)
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
@@ -59,10 +66,8 @@ def check_progress(job: Job) -> None:
         folder, _, tag = pattern.partition(":")
         if not folder or not tag:
             raise InvalidInput(f"progress pattern '{pattern}' is not usable; tensorboard needs 'FOLDER:TAG'.")
-        from importlib.util import find_spec
-
-        if find_spec("tensorboard") is None:
-            raise MissingExtra("reading progress from TensorBoard files", "tensorboard")
+        # Imported here, where nobody waits but who asks: at the start of the job the whole loop would.
+        importlib.import_module("tierline.backends.jobs.tensorboard_progress")
 
 
 def reader_for(job: Job, attempt: int, reports: Path, folder: Path, checkpoints: Path, offset: int) -> ProgressReader:
@@ -109,8 +114,9 @@ class LineMatcher:
         if kind == "regex":
             try:
                 self._regex = re.compile(pattern)
-            except re.error as error:
-                raise InvalidInput(f"progress pattern '{pattern}' is no regular expression: {error}.") from None
+            except (re.error, RecursionError, OverflowError) as error:
+                shown = pattern[:200]
+                raise InvalidInput(f"progress pattern '{shown}' is no regular expression: {error}.") from None
             if not {"step", "loss"} <= self._regex.groupindex.keys():
                 raise InvalidInput(
                     f"progress pattern '{pattern}' lacks a group; (?P<step>...) and (?P<loss>...) are needed."
@@ -148,7 +154,7 @@ class LineMatcher:
 
 
 class ReportFileReader:
-    """Reads reports.jsonl from a byte offset on, at most 1 MiB a poll."""
+    """Reads reports.jsonl from a byte offset on, at most 128 KiB a poll."""
 
     def __init__(self, path: Path, job: Job, attempt: int, offset: int) -> None:
         self._path = path
@@ -161,7 +167,7 @@ class ReportFileReader:
 
     def _file_begins_with_own_metric(self) -> bool:
         try:
-            with open(self._path, "rb") as file:
+            with open_plain(self._path) as file:
                 return f"{json.dumps(self._job.metric.name)}:".encode() in file.read(MAX_LINE_BYTES)
         except OSError:
             return False
@@ -189,9 +195,15 @@ class ReportFileReader:
 
     def _read(self) -> bytes:
         try:
-            with open(self._path, "rb") as file:
-                if os.fstat(file.fileno()).st_size <= self._offset:
+            with open_plain(self._path) as file:
+                backlog = os.fstat(file.fileno()).st_size - self._offset
+                if backlog <= 0:
                     return b""
+                if backlog > MAX_BACKLOG_BYTES:
+                    logger.warning("job %s: reports too fast; the oldest unread ones are lost", self._job.job_id)
+                    file.seek(self._offset + backlog - MAX_BACKLOG_BYTES // 2)
+                    file.readline(MAX_LINE_BYTES)
+                    self._offset = file.tell()
                 file.seek(self._offset)
                 return file.read(MAX_POLL_BYTES)
         except OSError:

@@ -16,14 +16,18 @@ rename), so a reader sees all or nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 EXIT_RECORD_BYTES = 8192
 """Room set aside for exit.json before the job starts, so that a disk filled by the job cannot swallow its end."""
+MAX_RECORD_BYTES = 64 << 20
+_PID_RECORD = {"supervisor_pid": int, "supervisor_ticks": int, "pid": int, "boot_id": str, "cgroup": str}
 
 
 class AttemptFolder:
@@ -101,10 +105,29 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The record in `path`; None when there is none, or none that can be read."""
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with open_plain(path) as file:
+            record = json.loads(file.read(MAX_RECORD_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def read_pid(folder: AttemptFolder) -> dict[str, Any] | None:
+    """The record in pid.json; None when there is none, or a job has written something else there."""
+    record = read_json(folder.pid)
+    if record is None or any(not isinstance(record.get(name), kind) for name, kind in _PID_RECORD.items()):
+        return None
+    return record
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading. Raises `OSError`, also for anything else that a job has put in its place: to open
+    a pipe would wait for its other end, and all other jobs with us."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return open(descriptor, "rb")
 
 
 def set_room_aside(folder: AttemptFolder) -> None:

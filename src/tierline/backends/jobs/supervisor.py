@@ -21,7 +21,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tierline.backends.jobs.progress import LineMatcher
 
 if __package__ in (None, ""):  # started as a file without site-packages: let our own package be found
     sys.path.append(str(Path(__file__).resolve().parents[3]))
@@ -37,6 +40,7 @@ _LOCK_WAIT_S = 10.0
 _IDLE_S = 0.5  # how soon a stop file is seen whose signal was lost
 _CHUNK_BYTES = 65_536
 _LAST_CHUNKS = 64
+_MATCH_S = 1.0  # CPU time that a user's pattern may take on one line
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -66,6 +70,10 @@ def main(folder: AttemptFolder) -> int:
     return 0
 
 
+class _TooSlow(Exception):
+    """A pattern has used up its time on a line."""
+
+
 class _Supervisor:
     def __init__(self, folder: AttemptFolder, spec: dict[str, Any]) -> None:
         self._folder = folder
@@ -79,6 +87,8 @@ class _Supervisor:
         self._deadline = 0.0
         self._forced = False
         self._signalled = False
+        self._is_matching = False
+        self._notice = b""
 
     def run(self) -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -87,6 +97,7 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGVTALRM, self._on_match_timeout)
         _end_torn_line(Path(self._spec["reports"]))
         error = self._start()
         if error:
@@ -105,6 +116,10 @@ class _Supervisor:
 
     def _on_signal(self, *_: object) -> None:
         self._signalled = True
+
+    def _on_match_timeout(self, *_: object) -> None:
+        if self._is_matching:
+            raise _TooSlow
 
     def _start(self) -> str:
         """Start the job; a sentence when that is impossible, else ""."""
@@ -181,6 +196,9 @@ class _Supervisor:
             self._output = -1
             return False
         self._log.write(chunk)
+        if self._notice:
+            self._log.write(self._notice)
+            self._notice = b""
         return True
 
     def _reap(self) -> bool:
@@ -203,7 +221,7 @@ class _Supervisor:
             self._asked = "terminated"
         if self._asked and not self._deadline:
             self._deadline = time.monotonic() + self._spec["grace_s"]
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._main_pid, signal.SIGTERM)
         if self._deadline and not self._forced and time.monotonic() >= self._deadline:
             self._forced = True
@@ -252,17 +270,37 @@ class _Supervisor:
             return None
         from tierline.backends.jobs.progress import LineMatcher
 
-        matcher = LineMatcher(progress["kind"], progress["pattern"])
+        matcher: LineMatcher | None = LineMatcher(progress["kind"], progress["pattern"])
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         reports = os.open(self._spec["reports"], flags, 0o600)
 
         def on_line(line: bytes) -> None:
-            record = matcher.match(line)
+            nonlocal matcher
+            if matcher is None:
+                return
+            try:
+                record = self._match(matcher, line)
+            except _TooSlow:  # it may take for ever, and until then the job would wait on its full pipe
+                matcher = None
+                self._notice = (
+                    b"\ntierline: the progress pattern takes too long on a line; no progress is read any more\n"
+                )
+                return
             if record is not None:
                 with contextlib.suppress(OSError):
                     os.write(reports, json.dumps({**record, "time_ns": time.time_ns()}).encode() + b"\n")
 
         return on_line
+
+    def _match(self, matcher: LineMatcher, line: bytes) -> dict[str, Any] | None:
+        """Raises `_TooSlow` when the pattern backtracks without end; the regex engine lets signals through."""
+        self._is_matching = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, _MATCH_S)
+        try:
+            return matcher.match(line)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+            self._is_matching = False
 
 
 def _end_torn_line(reports: Path) -> None:

@@ -6,6 +6,7 @@ with the time of their making); `Report.offset` counts the values taken, so a re
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ except ImportError as error:
     raise MissingExtra("reading progress from TensorBoard files", "tensorboard") from error
 
 
+logger = logging.getLogger(__name__)
+
+
 class TensorBoardReader:
     """Implements `progress.ProgressReader`. A file that is still being written is read on at the next poll."""
 
@@ -31,6 +35,7 @@ class TensorBoardReader:
         self._taken = offset
         self._seen = 0
         self._loaders: dict[str, Any] = {}
+        self._unreadable: set[str] = set()
         self.skipped = 0
         self.newest_step = -1
 
@@ -42,18 +47,29 @@ class TensorBoardReader:
 
     def poll(self, now_ns: int, ended: bool) -> tuple[Report, ...]:
         del ended  # records have a length and a checksum: a torn one is simply not there yet
-        reports = []
+        reports: list[Report] = []
         for path in sorted(self._folder.glob("*.tfevents.*")) if self._folder.is_dir() else ():
-            loader = self._loaders.get(path.name)
-            if loader is None:
-                loader = self._loaders[path.name] = EventFileLoader(str(path))
-            for event in loader.Load():
-                for value in event.summary.value:
-                    if value.tag == self._tag:
-                        report = self._report(event.step, event.wall_time, value, now_ns)
-                        if report is not None:
-                            reports.append(report)
+            if path.name in self._unreadable or not path.is_file():
+                continue
+            try:
+                self._read(path, now_ns, reports)
+            except Exception as error:  # damage comes up as errors of many kinds, from three packages
+                self._unreadable.add(path.name)
+                self.skipped += 1
+                logger.warning("job %s: '%s' cannot be read: %s", self._job.job_id, path, error)
         return tuple(reports)
+
+    def _read(self, path: Path, now_ns: int, reports: list[Report]) -> None:
+        """Append what is new in one file."""
+        loader = self._loaders.get(path.name)
+        if loader is None:
+            loader = self._loaders[path.name] = EventFileLoader(str(path))
+        for event in loader.Load():
+            for value in event.summary.value:
+                if value.tag == self._tag:
+                    report = self._report(event.step, event.wall_time, value, now_ns)
+                    if report is not None:
+                        reports.append(report)
 
     def _report(self, step: int, wall_time_s: float, value: Any, now_ns: int) -> Report | None:
         self._seen += 1

@@ -16,9 +16,9 @@ from tierline.backends.jobs.launch import marks
 from tierline.backends.jobs.outcome import outcome_of
 from tierline.backends.jobs.processes import boot_id, descendants, kill_all, start_ticks, with_environment
 from tierline.backends.jobs.progress import ProgressReader
-from tierline.backends.jobs.rundir import JobFolder, read_json, write_json
+from tierline.backends.jobs.rundir import JobFolder, read_json, read_pid, write_json
 from tierline.core.events import Event, JobExited, JobStarted, ProgressReported
-from tierline.core.nouns import NS_PER_S, Job, Outcome
+from tierline.core.nouns import NS_PER_S, Job, Outcome, Report
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class AttemptWatch:
         self._leaving: Leaving = ""
         self._answer_by_s = 0.0
         self._start_told = False
+        self._reader_failed = False
         self.supervisor_pid = 0
 
     def ask_to_leave(self, leaving: Leaving) -> None:
@@ -64,20 +65,25 @@ class AttemptWatch:
 
     def observe(self, now_ns: int) -> list[Event]:
         """What has happened since the last call. A `JobExited` is always the last event of an attempt."""
+        if self._launcher is not None and self._launcher.poll() is not None:
+            self._launcher = None  # collected: no zombie for as long as the job runs
         # In this order: the lock is held from before the claim until after the exit record is written.
         claimed = self._folder.started.exists()
         alive = self._folder.is_supervised()
         record = read_json(self._folder.exit)
         events: list[Event] = []
-        if not self._start_told and (pid := read_json(self._folder.pid)) is not None:
+        if not self._start_told and (pid := read_pid(self._folder)) is not None:
             self._start_told, self.supervisor_pid = True, pid["supervisor_pid"]
             events.append(JobStarted(self.job.job_id, self.attempt))
-        if record is not None:
-            if record["asked"] == "terminated" and self._leaving:
+        if record is not None and not alive:  # it lies there while the supervisor lives? then the job has put it there
+            if record.get("asked") == "terminated" and self._leaving:
                 record["asked"] = self._leaving
             events += self._reports(now_ns, ended=True)
-            steps = self._reader.newest_step
-            return [*events, self._exited(*outcome_of(record, self.job.total_steps, steps))]
+            try:
+                end = self._exited(*outcome_of(record, self.job.total_steps, self._reader.newest_step))
+            except (KeyError, TypeError, AttributeError):  # the folder is the job's to spoil, its devices are not
+                end = self._gone("its exit record has been overwritten")
+            return [*events, end]
         if alive:
             self._kill_stuck_supervisor()
             return events + self._reports(now_ns, ended=False)
@@ -86,7 +92,7 @@ class AttemptWatch:
                 return events  # not all are gone yet: its devices are not free
             events += self._reports(now_ns, ended=True)
             return [*events, self._gone("its supervisor died; what was left of the job has been killed")]
-        if self._launcher is not None and self._launcher.poll() is None:
+        if self._launcher is not None:
             return events
         with contextlib.suppress(OSError):  # on a full disk nobody else can claim it either
             if not self._folder.claim():
@@ -102,13 +108,23 @@ class AttemptWatch:
     def _reports(self, now_ns: int, ended: bool) -> list[Event]:
         skipped = self._reader.skipped
         events: list[Event] = []
-        while batch := self._reader.poll(now_ns, ended):
+        while batch := self._poll(now_ns, ended):
             events.append(ProgressReported(batch))
             if not ended:
                 break  # one batch a look: a flood of reports must not keep us from the other jobs
         if self._reader.skipped > skipped:
             logger.warning("job %s: skipped %d malformed reports", self.job.job_id, self._reader.skipped - skipped)
         return events
+
+    def _poll(self, now_ns: int, ended: bool) -> tuple[Report, ...]:
+        """Whatever happens while reports are read, the end of the attempt must come through."""
+        try:
+            return self._reader.poll(now_ns, ended)
+        except Exception:
+            if not self._reader_failed:
+                self._reader_failed = True
+                logger.exception("job %s: its progress cannot be read", self.job.job_id)
+            return ()
 
     def _exited(self, outcome: Outcome, reason: str, exit_code: int | None) -> JobExited:
         return JobExited(self.job.job_id, self.attempt, outcome, reason, exit_code)
@@ -137,7 +153,7 @@ class AttemptWatch:
 def signal_supervisor(folder: JobFolder, attempt: int, number: signal.Signals) -> None:
     """Signal the supervisor if it lives; the recorded start time tells it from a process that got its pid later."""
     ours = folder.attempt(attempt)
-    pid = read_json(ours.pid)
+    pid = read_pid(ours)
     if pid is None or pid["boot_id"] != boot_id() or not ours.is_supervised():
         return
     if start_ticks(pid["supervisor_pid"]) == pid["supervisor_ticks"]:
@@ -152,10 +168,11 @@ def kill_leftovers(folder: JobFolder, attempt: int) -> bool:
     cgroup could be made, a process that both cleared its environment and left its parents cannot be told from others.
     """
     found = with_environment(marks(folder.path.name, attempt, folder))
-    pid = read_json(folder.attempt(attempt).pid)
+    pid = read_pid(folder.attempt(attempt))
     group = None
     if pid is not None and pid["boot_id"] == boot_id():
-        if start_ticks(pid["pid"]) == pid["pid_ticks"]:
+        ticks = start_ticks(pid["pid"])
+        if ticks is not None and ticks == pid.get("pid_ticks"):  # one that ended at once was recorded without
             found |= {pid["pid"], *descendants(pid["pid"])}
         if pid["cgroup"]:
             group = Path(pid["cgroup"])
