@@ -87,7 +87,7 @@ def test_numbers_of_other_libraries_are_taken(reports):
 def test_what_is_no_number_is_refused_inside_a_job(reports, bad):
     with pytest.raises(TypeError, match="a number is allowed"):
         tierline.report(1, loss=bad)
-    with pytest.raises(TypeError, match="step=.*a whole number is allowed"):
+    with pytest.raises(TypeError, match=r"step=.*a whole number is allowed"):
         tierline.report(bad, loss=1.0)
     assert lines(reports) == []
 
