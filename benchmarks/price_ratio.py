@@ -49,10 +49,10 @@ def main() -> None:
         "exact": summary(exact),
         "learning": summary(learning),
     }
-    print(f"{'case':<24}{'instances':>10}{'median':>9}{'p99':>9}{'worst':>9}")
+    print(f"{'case':<24}{'instances':>10}{'median':>10}{'p99':>12}{'worst':>12}")
     for name in ("guaranteed", "share_of_guarantee_used", "exact", "learning"):
         row = result[name]
-        print(f"{name:<24}{row['count']:>10}{row['median']:>9.3f}{row['p99']:>9.3f}{row['worst']:>9.3f}")
+        print(f"{name:<24}{row['count']:>10}{row['median']:>10.2f}{row['p99']:>12.2f}{row['worst']:>12.2f}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=2)

@@ -69,14 +69,16 @@ class Relation:
     more: bool
     source: str = "exploratory"
     load: float = 4.0
+    jobs: int = 200
+    gpus: int = 16
 
 
 RELATIONS = (
     Relation("fair (processor sharing)", "short jobs do not wait behind long ones", "fair", "fifo", short_job_jct_s, False,
-             "philly", 1.0),
+             "philly", 1.0, 2000, 128),
     Relation("SLAQ, SoCC'17", "average quality over fair sharing (paper: +73 %)", "slaq", "fair", utility_auc, True),
     Relation("Tiresias, NSDI'19", "mean completion time below FIFO without knowing durations", "las", "fifo", mean_jct_s, False,
-             "philly", 1.0),
+             "philly", 1.0, 2000, 128),
     Relation("Gandiva, OSDI'18", "early feedback: new jobs start at once", "gandiva", "fifo", mean_first_feedback_s, False),
     Relation("OASiS, INFOCOM'18", "total utility over FIFO under contention", "oasis", "fifo", utility, True),
     Relation("ASHA, MLSys'20", "good trials sooner than by running all to the end", "asha", "fifo", best_regret, False),
@@ -89,9 +91,9 @@ RELATIONS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--gpus", type=int, default=16)
-    parser.add_argument("--philly", default="", metavar="FILE", help="Philly trace, for the relations about heavy tails")
+    parser.add_argument(
+        "--philly", default="", metavar="FILE", help="Philly trace, for the relations about heavy tails"
+    )
     parser.add_argument("--json", default="", metavar="FILE")
     args = parser.parse_args()
     rows = []
@@ -105,10 +107,10 @@ def main() -> None:
                 print(f"\r{relation.paper}: left out, it needs --philly FILE")
                 continue
             source = f"philly:{args.philly}"
-        nodes = uniform_nodes(args.gpus)
+        nodes = uniform_nodes(relation.gpus)
         for seed in range(args.seeds):
-            experiment = Experiment(source, nodes, (relation.better,), jobs=args.jobs, loads=(relation.load,))
-            workload = build_workload(source, nodes, args.jobs, relation.load, seed)
+            experiment = Experiment(source, nodes, (relation.better,), jobs=relation.jobs, loads=(relation.load,))
+            workload = build_workload(source, nodes, relation.jobs, relation.load, seed)
             a, b = (
                 relation.measure(workload, simulate(workload, build_policy(name, workload), experiment, seed))
                 for name in (relation.better, relation.worse)
@@ -123,12 +125,13 @@ def main() -> None:
             {
                 "paper": relation.paper, "claim": relation.claim, "better": relation.better, "worse": relation.worse,
                 "measure": relation.measure.__name__, "source": relation.source, "load": relation.load,
+                "jobs": relation.jobs, "gpus": relation.gpus,
                 "ahead": ahead, "behind": behind, "ratio": ratio, "held": held,
             }
         )  # fmt: skip
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"seeds": args.seeds, "jobs": args.jobs, "gpus": args.gpus, "relations": rows}, file, indent=2)
+            json.dump({"seeds": args.seeds, "relations": rows}, file, indent=2)
 
 
 if __name__ == "__main__":
