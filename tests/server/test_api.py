@@ -264,3 +264,40 @@ def test_the_document_of_the_api_names_every_route(running: RunningDaemon) -> No
 def test_the_client_sends_what_the_server_knows() -> None:
     assert {f.name for f in fields(JobRequest)} == set(schemas.JobRequest.model_fields)
     assert {f.name for f in fields(SweepRequest)} == set(schemas.SweepRequest.model_fields)
+
+
+def test_two_hundred_jobs_in_one_call_are_accepted_together_or_not_at_all(
+    running: RunningDaemon, sleeper: JobRequest
+) -> None:
+    client = running.client
+    many = [replace(sleeper, job_id=f"many-{number}", held=True) for number in range(200)]
+    before = client.health().events
+    with pytest.raises(InvalidInput, match="99 GPUs"):
+        client.submit([*many[:-1], replace(many[-1], min_gpus=99, max_gpus=99)])
+    with pytest.raises(InvalidInput, match="many-7"):
+        client.submit([*many, many[7]])
+    assert not [job for job in client.jobs(all=True) if job.job_id.startswith("many-")]
+    assert client.submit(many) == [job.job_id for job in many]
+    rows = client.events(after=before, limit=1000)
+    recorded = [row.event["job"]["job_id"] for row in rows if row.kind == "JobSubmitted"]
+    assert [job_id for job_id in recorded if job_id.startswith("many-")] == [job.job_id for job in many]
+    for job in many:
+        client.stop(job.job_id)
+
+
+def test_reports_that_are_no_number_or_absurd_are_kept_and_do_no_harm(running: RunningDaemon, tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "src"
+    (tmp_path / "odd.py").write_text(
+        f"import sys; sys.path.insert(0, {str(source)!r})\n"
+        "import tierline\n"
+        "for step, loss in enumerate([float('nan'), 1e9, float('inf'), 0.5, 0.25], start=1):\n"
+        "    tierline.report(step, loss=loss)\n"
+        "tierline.report(6, loss=0.125)\n"
+        "open(__import__('os').environ['TIERLINE_REPORT_FILE'], 'a').write('{\"step\": 7, \"lo')\n"
+    )
+    client = running.client
+    job_id = client.submit([JobRequest(argv=(sys.executable, "odd.py"), cwd=str(tmp_path))])[0]
+    wait_until(lambda: client.job(job_id).phase == "completed", "the job has completed")
+    assert [report.loss for report in client.reports(job_id)] == [None, 1e9, None, 0.5, 0.25, 0.125]
+    status = client.job(job_id)
+    assert (status.step, status.loss, status.best_loss, status.attempt) == (6, 0.125, 0.125, 1)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 
 import pytest
 
 from tierline.backends.jobs.devices import Gpu, discover, gpu_type
+from tierline.backends.jobs.processes import environment
+from tierline.clock import WallClock
 from tierline.core.errors import InvalidInput
-from tierline.core.events import DevicesBlocked
-from tierline.core.nouns import Device
+from tierline.core.events import DevicesBlocked, JobSubmitted, NodeJoined
+from tierline.core.nouns import Device, Node
+from tierline.policies.jobs import make_policy
+from tierline.runtime.driver import Driver
+from tierline.schedulers.jobs import JobScheduler
 
 
 class FakeNvml:
@@ -115,3 +121,38 @@ def children(pid: int) -> set[int]:
             return {int(word) for word in file.read().split()}
     except OSError:
         return set()
+
+
+def test_a_strangers_gpu_is_given_to_nobody_until_the_stranger_has_left(site, monkeypatch):
+    """The whole way: NVML, backend, loop, scheduler, and back to a process."""
+    monkeypatch.setattr("tierline.backends.jobs.local._FOREIGN_LOOK_S", 0.02)
+    nvml = FakeNvml("NVIDIA H200", "NVIDIA H200")
+    nvml.pids[1] = [2**22 + 1]
+    clock = WallClock()
+    scheduler = JobScheduler(make_policy("fifo"))
+    site.clock = clock
+    backend = site.open(nvml=nvml, devices=discover(None, nvml))
+    driver = Driver(scheduler, backend, clock)
+    driver.submit([NodeJoined(Node("here", discover(None, nvml)))])
+    loop = threading.Thread(target=driver.run)
+    loop.start()
+    try:
+        jobs = [site.job(name, ("sleep", "1000")) for name in ("a", "b")]
+        site.eventually(lambda: blocked(driver, scheduler) == ["gpu1"], "the block")
+        driver.submit([JobSubmitted(job) for job in jobs])
+        site.eventually(lambda: phases(driver, scheduler) == {"a": "running", "b": "queued"}, "one runs, one waits")
+        nvml.pids[1] = []
+        site.eventually(lambda: phases(driver, scheduler) == {"a": "running", "b": "running"}, "both run")
+        visible = b"CUDA_VISIBLE_DEVICES=1"
+        assert all(visible in environment(pid) for pid in site.alive("b"))
+    finally:
+        clock.close()
+        loop.join()
+
+
+def blocked(driver, scheduler) -> list[str]:
+    return [device.device_id for device in driver.query(lambda: scheduler.cluster(0)).devices if device.blocked]
+
+
+def phases(driver, scheduler) -> dict[str, str]:
+    return {status.job_id: status.phase for status in driver.query(lambda: scheduler.statuses(0))}
