@@ -77,7 +77,7 @@ RELATIONS = (
     Relation("fair (processor sharing)", "short jobs do not wait behind long ones", "fair", "fifo", short_job_jct_s, False,
              "philly", 1.0, 2000, 128),
     Relation("SLAQ, SoCC'17", "average quality over fair sharing (paper: +73 %)", "slaq", "fair", utility_auc, True),
-    Relation("Tiresias, NSDI'19", "mean completion time below FIFO without knowing durations", "las", "fifo", mean_jct_s, False,
+    Relation("Tiresias, NSDI'19", "mean completion time below FIFO, durations unknown", "las", "fifo", mean_jct_s, False,
              "philly", 1.0, 2000, 128),
     Relation("Gandiva, OSDI'18", "early feedback: new jobs start at once", "gandiva", "fifo", mean_first_feedback_s, False),
     Relation("OASiS, INFOCOM'18", "total utility over FIFO under contention", "oasis", "fifo", utility, True),
