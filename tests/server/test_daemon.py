@@ -79,7 +79,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
         said = sentence(spawn_daemon(DaemonOptions(tmp_path / "s", slots=1, listen=listen)))
     assert listen in said
     assert "Address already in use" in said
-    assert holder(tmp_path / "s") is None
+    assert not (tmp_path / "s").exists()
 
 
 def test_something_else_in_the_sockets_place_is_one_sentence(tmp_path: Path) -> None:
@@ -87,6 +87,7 @@ def test_something_else_in_the_sockets_place_is_one_sentence(tmp_path: Path) -> 
     (tmp_path / "s" / "run" / "tierline.sock").write_text("mine")
     assert "it is no socket" in sentence(spawn_daemon(DaemonOptions(tmp_path / "s", slots=1)))
     assert (tmp_path / "s" / "run" / "tierline.sock").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["run"]
 
 
 def test_an_unknown_policy_makes_no_folder(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from tierline.core.nouns import Device, Node
 from tierline.runtime.driver import Driver
 from tierline.runtime.metrics import Measured, Measures
 from tierline.runtime.replay import recover
-from tierline.runtime.store import EventStore
+from tierline.runtime.store import EventStore, holder
 from tierline.schedulers.jobs import JobScheduler
 from tierline.server.app import create_app
 from tierline.server.auth import UNIX_HOSTS, App, Gate, Principal, Tokens, ensure_tokens, tcp_hosts
@@ -64,9 +64,14 @@ class Daemon:
         node = discover_node(options)
         build_scheduler(setting_of(options))  # an unknown policy is told before the folder is touched
         with contextlib.ExitStack() as undo:
+            # What can be refused is refused before the folder is touched, but for a folder in use, which says more.
+            self._tcp: socket.socket | None = None
+            if holder(options.state) is None:
+                check_place(self._paths.socket)
+                self._tcp = self._open_tcp(undo)
             self._store = undo.enter_context(EventStore(options.state, snapshot_every=options.snapshot_every))
             self._unix = undo.enter_context(contextlib.closing(listen_unix(self._paths.socket)))
-            self._tcp = undo.enter_context(contextlib.closing(listen_tcp(options.listen))) if options.listen else None
+            self._tcp = self._tcp or self._open_tcp(undo)
             self.scheduler, self._clock = self._fold()
             self._measures = Measures()
             self._backend = build_backend(options, node, self._clock, self.scheduler.job)
@@ -79,6 +84,11 @@ class Daemon:
             self._thread = threading.Thread(target=self._drive, name="driver", daemon=True)
             self._adopt(node)
             self._undo = undo.pop_all()
+
+    def _open_tcp(self, undo: contextlib.ExitStack) -> socket.socket | None:
+        """The TCP listener, closed with `undo`; None when none is asked for."""
+        listen = self._options.listen
+        return undo.enter_context(contextlib.closing(listen_tcp(listen))) if listen else None
 
     @property
     def tcp_address(self) -> tuple[str, int] | None:
@@ -236,6 +246,12 @@ def known_node(scheduler: JobScheduler, name: str, now_ns: int) -> Node | None:
     return Node(name, devices) if devices else None
 
 
+def check_place(path: Path) -> None:
+    """Raises `InvalidInput` when something lies where the daemon's socket belongs."""
+    if path.exists() and not path.is_socket():
+        raise InvalidInput(f"'{path}' is in the way: it is no socket, and the daemon's socket belongs there.")
+
+
 def listen_unix(path: Path) -> socket.socket:
     """A listening socket that only our user can reach. The caller holds the state folder, so a socket that lies there
     already was left by a daemon that was killed."""
@@ -243,10 +259,8 @@ def listen_unix(path: Path) -> socket.socket:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        if path.is_socket():
-            path.unlink()
-        elif path.exists():
-            raise InvalidInput(f"'{path}' is in the way: it is no socket, and the daemon's socket belongs there.")
+        check_place(path)
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(BACKLOG)
