@@ -94,7 +94,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """Jobs whose losses compare. `chance` is the loss of a model that has learnt nothing, `target` one that is as
-    good as can be; None = not declared, then both are taken from what the jobs report (docs: concepts/utility)."""
+    good as can be; None = not declared: then the median of the first reports is the
+    chance level, and the best loss seen stands for the target (docs: concepts/utility)."""
 
     sweep_id: str
     user: str = "local"

@@ -7,9 +7,9 @@ Dual: prices p per resource. A bid is admitted iff its utility exceeds Σ p·dem
 
 so that an idle resource costs L (nobody worth having is refused) and a full one costs U (nobody can pay).
 
-Guarantee: with α = max(1, ln(U/L)), the admitted utility is at least OPT / 2α, if (a) every bid's utility per unit of
-each resource it needs, divided by the number of resources it needs, lies within [L, U]; (b) the initial dual Σ L·c is at
-most OPT/2; (c) demands are small against capacity (p changes little within one bid).
+Guarantee: with α = max(1, ln(U/L)), the admitted utility is at least OPT / 2α, if (a) U is at least every bid's utility per
+unit of any single resource it needs; (b) the initial dual Σ L·c is at most OPT/2; (c) demands are small against capacity (p
+changes little within one bid). L at most every bid's utility per unit of all it needs refuses nobody while all is idle.
 
 Source: Bao et al., OASiS (INFOCOM'18), eq. 12; Buchbinder and Naor, The design of competitive online algorithms, 2009.
 """
