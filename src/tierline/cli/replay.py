@@ -38,7 +38,8 @@ def replay(
     table = EventTable(StatePaths(root).events)
     try:
         columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("replay", total=None)
             result = fold(
                 table,
