@@ -21,14 +21,16 @@ def record_of(state: JobTierState, job_id: str) -> JobRecord:
 
 
 def job_status(state: JobTierState, record: JobRecord, now_ns: int) -> JobStatus:
-    """One job now; a queued one is told what it bids and what it would take."""
+    """One job now, with what it bid in the newest round; a queued one is told what it would have taken."""
     if record.row < 0:
         return record.status(now_ns, record.utility, record.reason)
     status = record.status(now_ns, state.bank.utility(record.row), record.reason)
     bid = float(state.table.floats("bid")[record.row])
-    if record.phase is not Phase.QUEUED or np.isnan(bid):
+    if np.isnan(bid):
         return status
     price = max(state.price.values(), default=0.0)
+    if record.phase is not Phase.QUEUED:
+        return dataclasses.replace(status, density=bid, price=price)
     reason = f"waits: bids {bid:.3g} utility per GPU-second, the clearing price is {price:.3g}"
     return dataclasses.replace(status, density=bid, price=price, reason=reason)
 
