@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -161,7 +161,22 @@ def read_options(config: Path | None, flags: Mapping[str, Any]) -> DaemonOptions
     try:
         return replace(msgspec.convert({**values, "state": str(state)}, DaemonOptions, dec_hook=_path), state=state)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"The daemon's options cannot be used: {error}.") from error
+        raise InvalidInput(f"The daemon's options cannot be used: {_plain(str(error))}.") from error
+
+
+def _plain(text: str) -> str:
+    """A validation error in the user's words: what was given and what is allowed, for which option."""
+    what, _, where = text.partition(" - at `$.")
+    expected, _, got = what.replace("`", "").removeprefix("Expected ").partition(", got ")
+    if not where:
+        return what.replace("`", "'")
+    name = where.rstrip("`")
+    allowed = get_args(get_type_hints(DaemonOptions).get(name))
+    if not got and allowed:
+        return f"'{name}' has an {what[0].lower()}{what[1:]}; allowed are {', '.join(map(str, allowed))}".replace(
+            "`", "'"
+        )
+    return f"'{name}' takes {expected}, but got {got}" if got else what
 
 
 def _path(kind: type, value: Any) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tierline.cli.client import Client, JobRequest, connect
-from tierline.config import DaemonOptions
-from tierline.core.errors import DaemonUnavailable
+from tierline.config import DaemonOptions, read_options
+from tierline.core.errors import DaemonUnavailable, InvalidInput
 from tierline.runtime.store import EventStore, holder
 from tierline.testing.daemon import answers, spawn_daemon, wait_until
 
@@ -217,3 +217,19 @@ def test_up_detached_and_down(tmp_path: Path) -> None:
     assert down.returncode == 0, down.stderr
     assert holder(state) is None
     assert tierline("down").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("slots = 1.5", "'slots' takes int | null, but got float."),
+        ('fair_by = "moon"', "allowed are job, user, sweep."),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_file_is_told_in_the_users_words(tmp_path, line, sentence):
+    file = tmp_path / "tierline.toml"
+    file.write_text(f"[daemon]\n{line}\n", "utf-8")
+    with pytest.raises(InvalidInput) as refused:
+        read_options(file, {"state": str(tmp_path / "state")})
+    assert sentence in str(refused.value)
+    assert not (tmp_path / "state").exists()
