@@ -78,10 +78,6 @@ class SimClock:
     def next_due(self) -> None:
         """Nothing: in virtual time waiting is free, so every event is a step of its own."""
 
-    def peek_ns(self) -> int | None:
-        """Time of the next event, None when there is none."""
-        return self._heap[0][0] if self._heap else None
-
 
 class WallClock:
     """Real time (Unix epoch, so that it survives a restart; never steps back within a process).

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from tierline.perf.curves import fit_curves, right_aligned, shapes, steps_until_flat
+from tierline.perf.curves import fit_curves, shapes, steps_until_flat
+
+
+def right_aligned(points, window):
+    """Pack ragged (k, loss) series into (k, loss, valid), each (J × window), newest last."""
+    k = np.zeros((len(points), window))
+    loss = np.zeros((len(points), window))
+    valid = np.zeros((len(points), window))
+    for row, (steps, losses) in enumerate(points):
+        n = min(len(steps), window)
+        if n:
+            k[row, -n:], loss[row, -n:], valid[row, -n:] = steps[-n:], losses[-n:], 1.0
+    return k, loss, valid
 
 
 def fit(k, loss, floor=-1.0):

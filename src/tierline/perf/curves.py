@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tierline.core.views import Floats, Ints
+from tierline.core.views import Floats
 
 DECAY = 0.93  # weight of a point relative to the next newer one
 MIN_POINTS = 3
@@ -100,15 +100,3 @@ def steps_until_flat(fit: CurveFit, k: Floats, drop: Floats, longest: float) -> 
         above = fit.at(k + middle) > target
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return high
-
-
-def right_aligned(points: list[tuple[Ints, Floats]], window: int) -> tuple[Floats, Floats, Floats]:
-    """Pack ragged (k, loss) series into (k, loss, valid), each (J × window), newest last."""
-    k = np.zeros((len(points), window))
-    loss = np.zeros((len(points), window))
-    valid = np.zeros((len(points), window))
-    for row, (steps, losses) in enumerate(points):
-        n = min(len(steps), window)
-        if n:
-            k[row, -n:], loss[row, -n:], valid[row, -n:] = steps[-n:], losses[-n:], 1.0
-    return k, loss, valid

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from tierline.core.errors import InvalidInput, NotFound
 from tierline.core.nouns import Job, Phase, Sweep
-from tierline.schedulers.job_record import JobRecord
+from tierline.schedulers.job_record import JobRecord, find_record
 from tierline.schedulers.placement import DevicePool
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,10 +46,9 @@ def _check_fits(job: Job, pool: DevicePool) -> None:
         raise InvalidInput(
             f"job '{job.job_id}' asks for GPU type '{unknown[0]}'; this cluster has: {', '.join(types) or 'none'}."
         )
-    usable = [t for t in types if (not job.gpu_types or t in job.gpu_types)]
-    enough = [t for t in usable if pool.memory_bytes(t) == 0 or pool.memory_bytes(t) >= job.gpu_memory_bytes]
-    if usable and not enough:
-        most = max(pool.memory_bytes(t) for t in usable)
+    enough = [t for t in types if pool.suits(job, t)]
+    if types and not enough:  # the types asked for are there, so it is memory
+        most = max(pool.memory_bytes(t) for t in job.gpu_types or types)
         raise InvalidInput(
             f"job '{job.job_id}' asks for {job.gpu_memory_bytes} bytes of GPU memory; the largest device has {most}."
         )
@@ -85,16 +84,10 @@ def check_shares(shares: tuple[tuple[str, float], ...]) -> None:
 
 def live_record(job_id: str, known: Mapping[str, JobRecord]) -> JobRecord:
     """The record of a job that has not ended; raises `NotFound` or `InvalidInput`."""
-    record = known.get(job_id)
-    if record is None:
-        raise NotFound(f"there is no job '{job_id}'; `tierline ps --all` lists them.")
+    record = find_record(job_id, known)
     if record.phase.is_terminal:
         raise InvalidInput(f"job '{job_id}' has ended already ({record.phase.name.lower()}).")
     return record
-
-
-def check_hold(job_id: str, known: Mapping[str, JobRecord]) -> None:
-    live_record(job_id, known)
 
 
 def check_release(job_id: str, known: Mapping[str, JobRecord]) -> None:

@@ -6,18 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from tierline.core.errors import NotFound
 from tierline.core.nouns import Phase
 from tierline.core.status import ClusterStatus, DeviceStatus, JobStatus
 from tierline.schedulers.job_record import JobRecord
 from tierline.schedulers.job_state import JobTierState
-
-
-def record_of(state: JobTierState, job_id: str) -> JobRecord:
-    record = state.jobs.get(job_id)
-    if record is None:
-        raise NotFound(f"there is no job '{job_id}'; `tierline ps --all` lists them.")
-    return record
 
 
 def job_status(state: JobTierState, record: JobRecord, now_ns: int) -> JobStatus:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tierline.core.errors import NotFound
 from tierline.core.nouns import Job, Phase
 from tierline.core.status import AttemptStatus, JobStatus
 
@@ -81,3 +83,11 @@ class JobRecord:
             stop_for_good=self.leaving == "stop",
             report_offset=self.report_offset,
         )
+
+
+def find_record(job_id: str, known: Mapping[str, JobRecord]) -> JobRecord:
+    """The record of a job that was ever accepted; raises `NotFound`."""
+    record = known.get(job_id)
+    if record is None:
+        raise NotFound(f"there is no job '{job_id}'; `tierline ps --all` lists them.")
+    return record

@@ -59,7 +59,7 @@ def load(s: JobTierState, policy: JobPolicy, state: dict[str, Any]) -> None:
     s.users.update((name, i) for i, name in enumerate(state["users"]))
     s.sweep_index.update((name, i) for i, name in enumerate(state["sweep_index"]))
     s.sweeps.update((sweep.sweep_id, sweep) for sweep in msgspec.convert(state["sweeps"], list[Sweep]))
-    s.table.set_type_count(len(s.pool.gpu_types))
+    s.table.set_types(len(s.pool.gpu_types), ())
     for job_id in state["table_ids"]:
         job = s.jobs[job_id].job
         s.table.append(job, 0, s.users[job.user], 0, s.type_speed(job))

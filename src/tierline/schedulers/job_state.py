@@ -55,12 +55,7 @@ class JobTierState:
     def type_speed(self, job: Job) -> Floats:
         """Speed on each type (T); 0.0 where the job may not run (type not asked for, too little memory)."""
         speeds = dict(job.type_speed)
-        allowed = [
-            (not job.gpu_types or t in job.gpu_types)
-            and (not self.pool.memory_bytes(t) or self.pool.memory_bytes(t) >= job.gpu_memory_bytes)
-            for t in self.pool.gpu_types
-        ]
-        return np.array([speeds.get(t, 1.0) * ok for t, ok in zip(self.pool.gpu_types, allowed, strict=True)])
+        return np.array([speeds.get(t, 1.0) * self.pool.suits(job, t) for t in self.pool.gpu_types])
 
     def speed(self, record: JobRecord) -> float:
         """Work done per second on the devices held now, relative to `min_gpus` of the slowest type."""

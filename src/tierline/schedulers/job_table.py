@@ -84,17 +84,11 @@ class JobTable:
         self._int["gpus"][row] = 0
         self.dead += 1
 
-    def set_types(self, type_speed: Iterable[Floats]) -> None:
-        """Replace the speeds per GPU type of every row (the set of types has changed)."""
-        rows = list(type_speed)
-        width = len(rows[0]) if rows else self._type_speed.shape[1]
-        self._type_speed = np.zeros((self._capacity, width), np.float64)
-        for row, speeds in enumerate(rows):
+    def set_types(self, types: int, type_speed: Iterable[Floats]) -> None:
+        """There are `types` GPU types now; `type_speed` (each of that length) replaces the speeds of the rows, in order."""
+        self._type_speed = np.zeros((self._capacity, types), np.float64)
+        for row, speeds in enumerate(type_speed):
             self._type_speed[row] = speeds
-
-    def set_type_count(self, types: int) -> None:
-        if not self.ids:
-            self._type_speed = np.zeros((self._capacity, types), np.float64)
 
     def wants_compaction(self) -> bool:
         return self.dead > 64 and self.dead * 4 > len(self.ids)

@@ -47,8 +47,8 @@ from tierline.core.nouns import NS_PER_S, Job, Phase, Sweep
 from tierline.core.status import AttemptStatus, ClusterStatus, JobStatus
 from tierline.core.views import EMPTY_PLAN, ClusterView, Grant, Plan
 from tierline.schedulers import job_checks, job_snapshot
-from tierline.schedulers.job_questions import cluster_status, job_status, record_of
-from tierline.schedulers.job_record import JobRecord, Leaving
+from tierline.schedulers.job_questions import cluster_status, job_status
+from tierline.schedulers.job_record import JobRecord, Leaving, find_record
 from tierline.schedulers.job_state import FairBy, JobTierState
 
 
@@ -118,10 +118,8 @@ class JobScheduler:
         known = len(self._state.pool.gpu_types)
         self._state.pool.join(event.node)
         if len(self._state.pool.gpu_types) != known:
-            self._state.table.set_type_count(len(self._state.pool.gpu_types))
-            self._state.table.set_types(
-                [self._state.type_speed(self._state.jobs[job_id].job) for job_id in self._state.table.ids]
-            )
+            jobs = (self._state.jobs[job_id].job for job_id in self._state.table.ids)
+            self._state.table.set_types(len(self._state.pool.gpu_types), map(self._state.type_speed, jobs))
         return self._want_fill(now_ns)
 
     def _on_node_lost(self, now_ns: int, event: NodeLost) -> list[Action]:
@@ -512,10 +510,10 @@ class JobScheduler:
     # ---- questions ---------------------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> Job:
-        return record_of(self._state, job_id).job
+        return find_record(job_id, self._state.jobs).job
 
     def status(self, job_id: str, now_ns: int) -> JobStatus:
-        return job_status(self._state, record_of(self._state, job_id), now_ns)
+        return job_status(self._state, find_record(job_id, self._state.jobs), now_ns)
 
     def statuses(self, now_ns: int) -> list[JobStatus]:
         """All jobs ever accepted, in order of submission."""

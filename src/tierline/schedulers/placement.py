@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tierline.core.nouns import Device, Node
+from tierline.core.nouns import Device, Job, Node
 from tierline.core.views import Ints
 
 
@@ -147,10 +147,6 @@ class DevicePool:
             for node, *ids in nodes:
                 rack.set_free(node, ids)
 
-    def type_of(self, device_id: str) -> str | None:
-        entry = self._device.get(device_id)
-        return entry[0].gpu_type if entry else None
-
     def node_of(self, device_id: str) -> str | None:
         entry = self._device.get(device_id)
         return entry[1] if entry else None
@@ -174,6 +170,13 @@ class DevicePool:
     def memory_bytes(self, gpu_type: str) -> int:
         """Least memory among the type's devices; 0 = unknown, then nothing is refused for its sake."""
         return self._racks[gpu_type].memory_bytes
+
+    def suits(self, job: Job, gpu_type: str) -> bool:
+        """Whether the job may run on the type: it did not ask for others, and memory suffices where it is known."""
+        memory_bytes = self.memory_bytes(gpu_type)
+        return (not job.gpu_types or gpu_type in job.gpu_types) and (
+            memory_bytes == 0 or memory_bytes >= job.gpu_memory_bytes
+        )
 
     def devices(self) -> list[tuple[Device, str]]:
         return list(self._device.values())
