@@ -191,15 +191,18 @@ def test_a_preemption_can_become_a_stop(site):
     assert site.exited("a").outcome == "stopped"
 
 
+# Each prints in one write, because the three share the log. The main process ends only when both others have printed.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+say = "import os; os.write(1, f'{NAME} {os.getpid()}\\\\n'.encode()); open(NAME, 'w').close(); "
 hide = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setsid(); "
-hide += "os.fork() and os._exit(0); os.setpgid(0, 0); print('grandchild', os.getpid(), flush=True); time.sleep(1000)"
+hide += "os.fork() and os._exit(0); os.setpgid(0, 0); NAME = 'grandchild'; " + say + "time.sleep(1000)"
 subprocess.run([sys.executable, "-c", hide], env={})
-child = "import os, time; print('child', os.getpid(), flush=True); time.sleep(1000)"
-subprocess.Popen([sys.executable, "-c", child])
-print("main", os.getpid(), flush=True)
+subprocess.Popen([sys.executable, "-c", "import time; NAME = 'child'; " + say + "time.sleep(1000)"])
+os.write(1, f"main {os.getpid()}\\n".encode())
+while not (os.path.exists("child") and os.path.exists("grandchild")):
+    time.sleep(0.01)
 time.sleep(AWAKE)
 """
 
@@ -228,7 +231,7 @@ def test_no_process_outlives_the_main_one(site, with_cgroup, monkeypatch):
     if not with_cgroup:  # a name that cannot be made: the supervisor must do without
         monkeypatch.setattr("tierline.backends.jobs.launch._group_name", lambda *_: "not/possible")
     site.open()
-    site.script("a", STUBBORN.replace("time.sleep(AWAKE)", "time.sleep(0.3)"))
+    site.script("a", STUBBORN.replace("time.sleep(AWAKE)", ""))
     site.start("a")
     assert site.exited("a").outcome == "completed"
     pids = pids_in(site.log("a"))
