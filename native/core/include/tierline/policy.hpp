@@ -1,0 +1,54 @@
+// A policy of the kernel tier: pure, no allocation; it proposes, the admission disposes.
+#pragma once
+
+#include "tierline/region.hpp"
+
+namespace tierline {
+
+// The oldest waiting launch of one stream.
+struct Head {
+    int client;
+    int stream;
+    int kernel;
+    Priority priority;
+    Demand demand;
+    bool known;
+    BoundClass bound;
+    Nanoseconds waiting_since_ns;
+};
+
+// A stream with launches in flight. It runs one kernel at a time, so `demand` is the largest among its queue.
+struct RunningStream {
+    int client;
+    int stream;
+    Priority priority;
+    Demand demand;
+    bool known;
+    BoundClass bound;      // of the kernel at the head of its queue
+    int queued;
+    Nanoseconds queued_ns; // predicted
+    Nanoseconds since_ns;  // admission or start of the kernel at the head
+};
+
+struct View {
+    Nanoseconds now_ns;
+    const Config* config;
+    const Client* clients;          // kMaxClients
+    const Head* heads;
+    int head_count;
+    const RunningStream* running;
+    int running_count;
+    bool high_priority_active;      // some high-priority client has work in flight or waits
+};
+
+// One verdict a head, in the order of `View::heads`: an admitting reason, or why it waits.
+struct Verdicts {
+    std::array<Reason, kMaxWaiters> reason;
+};
+
+// `memory` is the policy's own block in the region (kPolicyMemoryBytes, zero at the start).
+using Decide = void (*)(const View& view, std::byte* memory, Verdicts& verdicts);
+
+Decide policy_of(PolicyName name);
+
+}  // namespace tierline
