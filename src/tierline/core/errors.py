@@ -10,7 +10,8 @@
     ├── StateTooNew               the state was written by a newer Tierline
     ├── StateUnusable             the state folder is in use, full or damaged (exit code 2, HTTP 503)
     ├── DaemonUnavailable         nothing answers on the socket (exit code 3)
-    └── MissingExtra              a feature whose optional package is not installed
+    ├── MissingExtra              a feature whose optional package is not installed
+    └── MissingNative             a part of the kernel tier that this installation was built without (exit code 2)
 """
 
 from __future__ import annotations
@@ -66,3 +67,13 @@ class MissingExtra(TierlineError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the extra '{extra}': pip install 'tierline[{extra}]'.")
+
+
+class MissingNative(TierlineError):
+    """The native half of the kernel tier is not there; the message says what is missing and how to get it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is missing: this Tierline was installed without its native part; install it again where g++ or "
+            "clang++ is found (pip install --force-reinstall tierline; in a clone: scripts/native)."
+        )
