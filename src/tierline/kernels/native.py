@@ -1,15 +1,16 @@
 """The native module `tierline._native` as the rest of this package sees it: one place that loads it, and its shape.
 
 The records are named field by field as in native/core/include/tierline (region.hpp, types.hpp). Enumerations arrive as
-the words of the core's `name_of` functions ("interference", "strict", "high", "roofline", "sm_limit").
+the words of the core's `name_of` functions ("interference", "strict", "best-effort", "roofline", "sm_limit").
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from tierline.core.errors import MissingNative
 
@@ -23,11 +24,19 @@ class NativeDemand(Protocol):
     duration_ns: int
 
 
-class NativeDevice(Protocol):
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """The device as the predictor knows it; 0 = unknown."""
+
     sms: int
     flops_per_s: float
     bytes_per_s: float
-    memory_bytes: int
+    memory_bytes: int = 0
+
+    @property
+    def spec(self) -> str:
+        """As TIERLINE_DEVICE_SPEC takes it."""
+        return f"{self.sms}:{self.flops_per_s:.6g}:{self.bytes_per_s:.6g}"
 
 
 class NativeConfig(Protocol):
@@ -35,7 +44,7 @@ class NativeConfig(Protocol):
     mode: str
     alpha_ppm: int
     beta_ppm: int
-    device: NativeDevice
+    device: DeviceLimits
 
 
 class NativeStatistics(Protocol):
@@ -99,15 +108,15 @@ class NativeKernel(Protocol):
 
 
 class NativeWait(Protocol):
-    """Client slot `client` waited so long for client slot `blamed`; only pairs with a wait are listed."""
+    """Client slot `client` waited so long for client slot `waited_for`; only pairs with a wait are listed."""
 
     client: int
-    blamed: int
+    waited_for: int
     wait_ns: int
 
 
 class NativeTrace(Protocol):
-    """A change of the running set, oldest first. `kind`: 1 waits, 2 admitted, 3 ended; the sums are those after it."""
+    """A change of the running set. `kind`: waits, admitted or ended; the sums are those after it."""
 
     at_ns: int
     key: int
@@ -115,12 +124,13 @@ class NativeTrace(Protocol):
     stream: int
     sm_ppm: int
     bw_ppm: int
-    kind: int
+    kind: Literal["waits", "admitted", "ended"]
     reason: str
 
 
-class NativeTotals(Protocol):
-    """The region's own numbers: who made it, the largest sums seen, what had to be repaired."""
+class NativeRegion(Protocol):
+    """`Region.open(path)` maps a region read-only; `Region.create(path, config)` makes it, or opens one that is there
+    already. Both raise `RuntimeError` with one sentence. The trace is oldest first."""
 
     manager_pid: int
     created_ns: int
@@ -132,15 +142,8 @@ class NativeTotals(Protocol):
     waiting: int
     repairs: int
     reaped: int
-    trace_next: int
-
-
-class NativeRegion(Protocol):
-    """`Region.open(path)` maps a region read-only; `Region.create(path, policy, mode, device_spec)` makes it, or opens one
-    that is there already. Both raise `RuntimeError` with one sentence."""
 
     def config(self) -> NativeConfig: ...
-    def totals(self) -> NativeTotals: ...
     def clients(self) -> Sequence[NativeClient]: ...
     def kernels(self) -> Sequence[NativeKernel]: ...
     def waits(self) -> Sequence[NativeWait]: ...
@@ -158,3 +161,16 @@ def load() -> Any:
 def open_region(path: Path) -> NativeRegion:
     """Map the region read-only. Raises `RuntimeError` with the core's sentence, or `MissingNative`."""
     return cast(NativeRegion, load().Region.open(str(path)))
+
+
+def make_region(path: Path, policy: str, mode: str, device: DeviceLimits | None) -> None:
+    """Make the region's file. Raises `RuntimeError` with the core's sentence, or `MissingNative`."""
+    module = load()
+    config = module.Config()
+    config.policy, config.mode = policy, mode
+    if device is not None:
+        limits = module.DeviceLimits()
+        limits.sms, limits.flops_per_s, limits.bytes_per_s = device.sms, device.flops_per_s, device.bytes_per_s
+        limits.memory_bytes = device.memory_bytes
+        config.device = limits
+    module.Region.create(str(path), config)

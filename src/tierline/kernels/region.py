@@ -18,7 +18,7 @@ PPM = 1_000_000
 SIMULATED = "simulated-"
 """Names of regions on the fake driver begin so; whatever is shown of them says "simulated device"."""
 _LEFT = 2
-_KINDS: dict[int, Literal["waits", "admitted", "ended"]] = {1: "waits", 2: "admitted", 3: "ended"}
+_TRACE_RING = 1 << 15  # kTrace of region.hpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class RegionSeen:
     """A region at one moment. `alpha` and `beta` limit the sums of SM and bandwidth use; `peak_…` are the largest sums
-    while two or more clients had work. `dropped_changes` had left the trace ring before it was read."""
+    while two or more clients had work. `is_cut`: older changes had left the trace ring."""
 
     path: Path
     policy: str
@@ -153,7 +153,7 @@ class RegionSeen:
     kernels: tuple[KernelSeen, ...]
     waits: tuple[WaitedFor, ...]
     changes: tuple[Change, ...]
-    dropped_changes: int
+    is_cut: bool
 
     @property
     def is_simulated(self) -> bool:
@@ -186,7 +186,7 @@ def read_region(path: Path, *, changes: bool = True) -> RegionSeen:
 
 def seen(region: NativeRegion, path: Path, *, changes: bool = True) -> RegionSeen:
     """The native module's records as ours."""
-    config, totals, rows = region.config(), region.totals(), list(region.clients())
+    config, rows = region.config(), list(region.clients())
     kernels = tuple(_kernel(row) for row in region.kernels())
     labels = _labels(rows)
     trace = list(region.trace()) if changes else []
@@ -201,21 +201,21 @@ def seen(region: NativeRegion, path: Path, *, changes: bool = True) -> RegionSee
         sms=config.device.sms,
         flops_per_s=config.device.flops_per_s,
         bytes_per_s=config.device.bytes_per_s,
-        manager_pid=totals.manager_pid,
-        peak_sm_util=totals.peak_sm_ppm / PPM,
-        peak_bw_util=totals.peak_bw_ppm / PPM,
-        sm_util=totals.sm_ppm / PPM,
-        bw_util=totals.bw_ppm / PPM,
-        repairs=totals.repairs,
-        reaped=totals.reaped,
+        manager_pid=region.manager_pid,
+        peak_sm_util=region.peak_sm_ppm / PPM,
+        peak_bw_util=region.peak_bw_ppm / PPM,
+        sm_util=region.sm_ppm / PPM,
+        bw_util=region.bw_ppm / PPM,
+        repairs=region.repairs,
+        reaped=region.reaped,
         clients=tuple(_client(row, labels[row.slot]) for row in rows),
         kernels=kernels,
         waits=tuple(
-            WaitedFor(labels.get(row.client, "?"), labels.get(row.blamed, "?"), row.wait_ns)
+            WaitedFor(labels.get(row.client, "?"), labels.get(row.waited_for, "?"), row.wait_ns)
             for row in sorted(region.waits(), key=lambda row: -row.wait_ns)
         ),
         changes=tuple(_change(row, place, names) for row in trace),
-        dropped_changes=max(totals.trace_next - len(trace), 0) if changes else 0,
+        is_cut=len(trace) >= _TRACE_RING,
     )
 
 
@@ -240,7 +240,7 @@ def _client(row: NativeClient, label: str) -> ClientSeen:
     return ClientSeen(
         label=label,
         pid=row.pid,
-        priority=row.priority.replace("_", "-"),
+        priority=row.priority,
         is_here=row.state != _LEFT,
         launches=told.launches,
         at_once=told.at_once,
@@ -294,7 +294,7 @@ def _kernel(row: NativeKernel) -> KernelSeen:
 def _change(row: NativeTrace, place: dict[int, int], names: dict[int, str]) -> Change:
     return Change(
         at_ns=row.at_ns,
-        kind=_KINDS[row.kind],
+        kind=row.kind,
         client=place.get(row.client, -1),
         stream=row.stream,
         key=row.key,
