@@ -47,7 +47,8 @@ def runtime_dir() -> Path:
                 path.chmod(0o700)
     except OSError as error:
         raise StateUnusable(
-            f"The runtime folder '{folder}' cannot be used: {error.strerror or error}; set XDG_RUNTIME_DIR to a private folder."
+            f"The runtime folder '{folder}' cannot be used: {error.strerror or error}; "
+            "set XDG_RUNTIME_DIR to a private folder."
         ) from None
     return folder
 
