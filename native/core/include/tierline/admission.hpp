@@ -4,6 +4,7 @@
 
 #include "tierline/region.hpp"
 
+#include <memory>
 #include <string_view>
 
 namespace tierline {
@@ -47,7 +48,10 @@ struct Ticket {
 
 class Admission {
 public:
-    explicit Admission(Region& region) : region_(region) {}
+    explicit Admission(Region& region);
+    ~Admission();
+    Admission(const Admission&) = delete;
+    Admission& operator=(const Admission&) = delete;
 
     // --- clients, streams, kernels ---------------------------------------------------------------
     // Slot of the new client, or -1 when 64 are joined. `memory_cap_bytes` 0 = none. `pid` 0: never reaped.
@@ -91,7 +95,11 @@ public:
     const Region& region() const { return region_; }
 
 private:
+    struct Scene;
+    void look(Nanoseconds now_ns);
+
     Region& region_;
+    std::unique_ptr<Scene> scene_;
 };
 
 const char* name_of(PolicyName policy);

@@ -47,7 +47,6 @@ public:
 
 private:
     class Lock;
-    void wake(const int* waiters, int count);
     void settle(Nanoseconds now_ns);
 
     MappedRegion mapped_;

@@ -25,6 +25,7 @@ struct RunningStream {
     Demand demand;
     bool known;
     BoundClass bound;      // of the kernel at the head of its queue
+    const Stream* state;   // its queue
     int queued;
     Nanoseconds queued_ns; // predicted
     Nanoseconds since_ns;  // admission or start of the kernel at the head
@@ -38,7 +39,10 @@ struct View {
     int head_count;
     const RunningStream* running;
     int running_count;
-    bool high_priority_active;      // some high-priority client has work in flight or waits
+    bool high_priority_active;      // some high-priority client has work in flight, waits, or is within an iteration
+    Nanoseconds budget_ns;          // how much best-effort work may be in flight beside high-priority work
+    Nanoseconds best_effort_in_flight_ns;
+    Nanoseconds* next_look_ns;      // the policy may ask to be called again at that time
 };
 
 // One verdict a head, in the order of `View::heads`: an admitting reason, or why it waits.

@@ -30,7 +30,7 @@ struct Queued {
     Demand demand;
     Nanoseconds admitted_ns;
     std::int32_t kernel;  // row in the profile table, -1 = none
-    std::int32_t crowd;   // most other clients that had work while it was at the head
+    std::int32_t company; // 1: other clients had work when it was admitted, 2: they came later, 0: it had none
 };
 
 struct Stream {
@@ -41,7 +41,7 @@ struct Stream {
     Nanoseconds busy_since_ns;  // 0 when idle
     Demand peak;                // componentwise largest of the queue: the stream's demand; zero when idle
     std::int64_t queued_ns;     // sum of the predicted durations in the queue
-    std::int32_t client;        // -1 = slot is free
+    std::int32_t client;        // -1 = slot is free; only slots below `Region::streams_used` were ever used
     std::uint32_t first;        // ring of `count` entries from `first`
     std::uint32_t count;
     std::int32_t untracked;     // launches behind the newest one that its process watches
@@ -60,12 +60,14 @@ struct ClientStatistics {
     std::uint64_t bypassed;
     std::uint64_t overflowed;
     std::uint64_t excess;         // admissions that took a sum over its limit (latency mode, forced, ungated)
-    std::uint64_t denied_bytes_calls;  // allocations refused for its memory cap
+    std::uint64_t denied_allocations;  // allocations refused for its memory cap
     Nanoseconds wait_ns;
     Nanoseconds longest_wait_ns;
     Nanoseconds predicted_busy_ns;  // sum of predicted durations of what ended
     Nanoseconds observed_busy_ns;   // time those took, wall time of busy streams
     Nanoseconds corun_ns;           // part of it with other clients' work on the device
+    Nanoseconds starved_ns;         // time with a launch waiting and none in flight
+    // So the speed seen is predicted_busy_ns / (observed_busy_ns + starved_ns), 1.0 alone.
     WaitHistogram waits;
 };
 
@@ -84,20 +86,24 @@ struct Client {
     std::int64_t in_flight_ns;  // sum of predicted durations in its queues
     // The iteration of a high-priority client: a busy period, or the gap between its synchronisations.
     Nanoseconds iteration_ns;   // running mean; 0 = unknown
-    Nanoseconds iteration_began_ns;
+    Nanoseconds iteration_began_ns;  // 0 between iterations
+    Demand iteration_peak;      // componentwise largest of the launches of the last whole iteration
+    Demand peak_so_far;         // and of the present one
     Nanoseconds last_done_ns;
+    Nanoseconds starved_since_ns;    // 0 = is not starved now
     ClientStatistics statistics;
 };
 
 struct Waiter {
     std::atomic<std::uint32_t> word;  // futex: changes when the verdict is in
-    std::int32_t state;               // 0 free, 1 waits, 2 admitted
+    std::int32_t state;               // 0 free, 1 waits, 2 admitted, 3 admitted to be timed
     std::int32_t client;
     std::int32_t stream;
     std::int32_t kernel;
     std::int32_t pid;
     Reason reason;                    // why it waits, later why it was admitted
     std::int32_t blamed;              // the client it waits for
+    std::uint64_t serial;             // tells this wait from a later one in the same slot
     std::uint64_t key;
     std::uint64_t seq;                // set on admission
     Demand demand;
@@ -165,6 +171,9 @@ struct Region {
     std::int32_t clients_joined;
     std::int32_t clients_active; // with launches in flight
     std::int32_t waiting;
+    std::int32_t streams_used;
+    std::uint64_t waits;         // ever
+    Nanoseconds next_look_ns;    // when a policy wants to look again though nothing happened; INT64_MAX = never
     std::uint64_t repairs;       // times a process died inside the lock and the state was recomputed
     std::uint64_t reaped;        // clients that died without leaving
 

@@ -95,6 +95,8 @@ struct Config {
     std::int32_t samples_needed = 3;      // before an unknown kernel counts as known
     Nanoseconds drain_after_ns = 20 * kMillisecond;  // a launch older than this has the device drained for it
     Nanoseconds max_wait_ns = 2 * kSecond;           // then it is forced and counted
+    Nanoseconds resolution_ns = 0;           // how late an end may be noticed (the pollers' period)
+    Nanoseconds depth_ns = 50 * kMicrosecond; // launches in flight beyond `depth` while they are shorter than this in all
     std::int32_t best_effort_lane_sms = 48;          // policy lanes
     DeviceLimits device;
 };

@@ -1,0 +1,264 @@
+#include "tierline/arbiter.hpp"
+
+#include "running_set.hpp"
+
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
+#include <limits>
+
+namespace tierline {
+
+namespace {
+
+constexpr Nanoseconds kLongestSleep = 50 * kMillisecond;  // a waiting thread looks for dead clients that often
+constexpr int kMostAtOnce = kMaxWaiters;
+
+void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, Nanoseconds timeout_ns) {
+    const timespec timeout{timeout_ns / kSecond, timeout_ns % kSecond};
+    syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAIT, seen, &timeout, nullptr, 0);
+}
+
+void futex_wake_all(std::atomic<std::uint32_t>& word) {
+    syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAKE, std::numeric_limits<int>::max(), nullptr,
+            nullptr, 0);
+}
+
+// Start time of a process in clock ticks since boot (field 22 of its stat), 0 when there is no such process.
+std::uint64_t start_of_process(int pid) {
+    char path[40];
+    std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    std::FILE* file = std::fopen(path, "re");
+    if (file == nullptr) return 0;
+    char line[1024];
+    const std::size_t length = std::fread(line, 1, sizeof line - 1, file);
+    std::fclose(file);
+    line[length] = '\0';
+    const char* field = std::strrchr(line, ')');  // the name may hold anything
+    if (field == nullptr) return 0;
+    const char state = field[1] == ' ' ? field[2] : '\0';
+    if (state == 'Z' || state == 'X') return 0;
+    for (int skipped = 0; skipped < 20 && field != nullptr; ++skipped) field = std::strchr(field + 1, ' ');
+    if (field == nullptr) return 0;
+    unsigned long long start = 0;
+    return std::sscanf(field, "%llu", &start) == 1 ? start : 0;
+}
+
+bool is_gone(const Client& client) {
+    if (client.pid == 0) return false;
+    if (kill(client.pid, 0) != 0 && errno == ESRCH) return true;
+    return client.pid_start != 0 && start_of_process(client.pid) != client.pid_start;
+}
+
+}  // namespace
+
+Nanoseconds monotonic_ns() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * kSecond + now.tv_nsec;
+}
+
+// Holds the region's mutex. A process that died inside left sums half done: they are made anew from the queues.
+class Arbiter::Lock {
+public:
+    explicit Lock(Region& region) : region_(region) {
+        if (pthread_mutex_lock(&region.mutex) == EOWNERDEAD) {
+            repair(region);
+            pthread_mutex_consistent(&region.mutex);
+        }
+    }
+    ~Lock() { pthread_mutex_unlock(&region_.mutex); }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+private:
+    Region& region_;
+};
+
+int Arbiter::join(std::string_view label, Priority priority, std::int64_t memory_cap_bytes) {
+    const int pid = static_cast<int>(getpid());
+    const std::uint64_t start = start_of_process(pid);
+    const Lock lock(*mapped_);
+    const int slot = admission_.join(label, priority, memory_cap_bytes, pid, monotonic_ns());
+    if (slot >= 0) mapped_->clients[slot].pid_start = start;
+    return slot;
+}
+
+void Arbiter::leave(int client) {
+    const Lock lock(*mapped_);
+    const Nanoseconds now_ns = monotonic_ns();
+    admission_.leave(client, now_ns);
+    settle(now_ns);
+}
+
+int Arbiter::open_stream(int client, std::uint64_t id) {
+    const Lock lock(*mapped_);
+    return admission_.open_stream(client, id);
+}
+
+void Arbiter::close_stream(int stream) {
+    const Lock lock(*mapped_);
+    const Nanoseconds now_ns = monotonic_ns();
+    admission_.close_stream(stream, now_ns);
+    settle(now_ns);
+}
+
+int Arbiter::find_kernel(std::uint64_t key) { return admission_.find_kernel(key); }
+
+int Arbiter::add_kernel(std::uint64_t key, const KernelFacts& facts) {
+    const Lock lock(*mapped_);
+    return admission_.add_kernel(key, facts);
+}
+
+void Arbiter::set_profile(int kernel, const Demand& demand, Source source) {
+    const Lock lock(*mapped_);
+    admission_.set_profile(kernel, demand, source);
+}
+
+// Looks at all heads and wakes whom it admits. Called with the lock held.
+void Arbiter::settle(Nanoseconds now_ns) {
+    if (mapped_->waiting == 0) return;
+    int admitted[kMostAtOnce];
+    const int count = admission_.decide(now_ns, admitted, kMostAtOnce);
+    for (int index = 0; index < count; ++index) {
+        Waiter& waiter = mapped_->waiters[admitted[index]];
+        waiter.word.fetch_add(1, std::memory_order_acq_rel);
+        futex_wake_all(waiter.word);
+    }
+}
+
+Ticket Arbiter::admit(const Request& request) {
+    Region& region = *mapped_;
+    int slot = -1;
+    std::uint64_t serial = 0;
+    Nanoseconds since_ns = 0;
+    {
+        const Lock lock(region);
+        since_ns = monotonic_ns();
+        const Ticket ticket = admission_.request(request, since_ns);
+        if (ticket.admitted()) return ticket;
+        slot = ticket.waiter;
+        Waiter& waiter = region.waiters[slot];
+        serial = waiter.serial;
+        int admitted[kMostAtOnce];
+        const int count = admission_.decide(since_ns, admitted, kMostAtOnce);
+        bool own = false;
+        for (int index = 0; index < count; ++index) {
+            if (admitted[index] == slot) {
+                own = true;
+                continue;
+            }
+            Waiter& other = region.waiters[admitted[index]];
+            other.word.fetch_add(1, std::memory_order_acq_rel);
+            futex_wake_all(other.word);
+        }
+        if (own) return admission_.take(slot, since_ns);
+        region.attention.fetch_add(1, std::memory_order_acq_rel);  // now fences are wanted
+    }
+    futex_wake_all(region.attention);
+    const Nanoseconds give_up_ns = since_ns + region.config.max_wait_ns + kLongestSleep;
+    Waiter& waiter = region.waiters[slot];
+    while (true) {
+        std::uint32_t seen = 0;
+        const Nanoseconds now_ns = monotonic_ns();
+        Nanoseconds sleep_ns = std::min(kLongestSleep, std::max<Nanoseconds>(give_up_ns - now_ns, 1));
+        {
+            const Lock lock(region);
+            // Somebody recovered the region and this launch is no longer known: it goes.
+            if (waiter.state == 0 || waiter.serial != serial) break;
+            if (waiter.state != 1 || now_ns >= give_up_ns) return admission_.take(slot, now_ns);
+            const Nanoseconds deadline_ns = admission_.deadline_ns();
+            if (deadline_ns <= now_ns) {
+                settle(now_ns);
+                if (waiter.state != 1) return admission_.take(slot, now_ns);
+            } else {
+                sleep_ns = std::min(sleep_ns, deadline_ns - now_ns);
+            }
+            seen = waiter.word.load(std::memory_order_acquire);
+        }
+        futex_wait(waiter.word, seen, std::max<Nanoseconds>(sleep_ns, kMicrosecond));
+        if (monotonic_ns() - now_ns >= kLongestSleep) reap();
+    }
+    Ticket ticket;
+    ticket.reason = Reason::overflowed;
+    return ticket;
+}
+
+void Arbiter::cancel(const Ticket& ticket) {
+    if (ticket.seq == 0) return;
+    // What was launched before it in the stream may still run: only when it is the newest of a stream with nothing
+    // else in flight can its end be told now; otherwise the next event behind it tells.
+    const Lock lock(*mapped_);
+    Stream& stream = mapped_->streams[ticket.stream];
+    if (stream.count == 1 && stream.launched == ticket.seq) {
+        const Nanoseconds now_ns = monotonic_ns();
+        if (admission_.completed(ticket.stream, ticket.seq, now_ns)) settle(now_ns);
+    } else if (stream.client >= 0) {
+        ++stream.untracked;
+    }
+}
+
+void Arbiter::completed(int stream, std::uint64_t seq) {
+    const Lock lock(*mapped_);
+    const Nanoseconds now_ns = monotonic_ns();
+    if (admission_.completed(stream, seq, now_ns)) settle(now_ns);
+}
+
+void Arbiter::learned(int kernel, Nanoseconds duration_ns) {
+    const Lock lock(*mapped_);
+    admission_.learned(kernel, duration_ns);
+    settle(monotonic_ns());
+}
+
+void Arbiter::iteration_ended(int client) {
+    const Lock lock(*mapped_);
+    admission_.iteration_ended(client, monotonic_ns());
+}
+
+bool Arbiter::reserve_memory(int client, std::int64_t bytes) {
+    const Lock lock(*mapped_);
+    return admission_.reserve_memory(client, bytes);
+}
+
+void Arbiter::release_memory(int client, std::int64_t bytes) {
+    const Lock lock(*mapped_);
+    admission_.release_memory(client, bytes);
+}
+
+std::uint32_t Arbiter::await_attention(std::uint32_t seen, Nanoseconds timeout_ns) {
+    const std::uint32_t now = attention();
+    if (now != seen) return now;
+    futex_wait(mapped_->attention, seen, timeout_ns);
+    return attention();
+}
+
+std::uint64_t Arbiter::wants_fence(int slot) {
+    const Lock lock(*mapped_);
+    Stream& stream = mapped_->streams[slot];
+    if (stream.count == 0 || stream.untracked == 0) return 0;
+    stream.untracked = 0;
+    return stream.launched;
+}
+
+void Arbiter::reap() {
+    Region& region = *mapped_;
+    const Lock lock(region);
+    bool any = false;
+    const Nanoseconds now_ns = monotonic_ns();
+    for (int slot = 0; slot < kMaxClients; ++slot) {
+        if (region.clients[slot].state != 1 || !is_gone(region.clients[slot])) continue;
+        admission_.leave(slot, now_ns);
+        ++region.reaped;
+        any = true;
+    }
+    if (any) settle(now_ns);
+}
+
+}  // namespace tierline

@@ -1,0 +1,239 @@
+// Our policy: of all waiting heads together, admit the set that promises most progress, so that the sums of SM and of
+// memory-bandwidth use stay within their limits and high-priority kernels keep their speed.
+#include "policies.hpp"
+
+namespace tierline {
+
+namespace {
+
+constexpr int kExact = 8;  // heads up to which all sets are looked at
+constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
+constexpr Nanoseconds kPatience = 100 * kMicrosecond;
+
+struct Sums {
+    std::int64_t sm_ppm = 0;
+    std::int64_t bw_ppm = 0;
+};
+
+struct Candidate {
+    int head;       // index in the view
+    Sums added;     // beyond what its stream's queue asks for already
+    double worth;
+    bool alone;     // must not have company (unknown)
+};
+
+// What a stream will ask for at most until `horizon_ns` from now, if its queue goes on as predicted. Its first kernel
+// always counts; the others as far as they begin by then.
+Demand demand_within(const RunningStream& running, Nanoseconds now_ns, Nanoseconds horizon_ns) {
+    const Stream& stream = *running.state;
+    Demand most = queued_at(stream, 0).demand;
+    Nanoseconds clock_ns = running.since_ns + most.duration_ns;
+    for (std::uint32_t index = 1; index < stream.count; ++index) {
+        const Queued& entry = queued_at(stream, index);
+        const Nanoseconds begins_ns = std::max(clock_ns, entry.admitted_ns);
+        if (begins_ns > now_ns + horizon_ns) break;
+        most = larger(most, entry.demand);
+        clock_ns = begins_ns + entry.demand.duration_ns;
+    }
+    return most;
+}
+
+// All that runs, as it bears on a kernel of this length. In strict mode each stream counts with the largest of its queue.
+Sums running_sums(const View& view, Nanoseconds horizon_ns) {
+    Sums sums;
+    for (int index = 0; index < view.running_count; ++index) {
+        const RunningStream& running = view.running[index];
+        const Demand demand =
+            view.config->mode == Mode::strict ? running.demand : demand_within(running, view.now_ns, horizon_ns);
+        sums.sm_ppm += demand.sm_ppm;
+        sums.bw_ppm += demand.bw_ppm;
+    }
+    return sums;
+}
+
+class Grouping {
+public:
+    explicit Grouping(const View& view, Verdicts& verdicts) : view_(view), verdicts_(verdicts) {
+        sole_client_ = view.running_count > 0 ? view.running[0].client : -1;
+        for (int index = 0; index < view.running_count; ++index) {
+            if (view.running[index].client != sole_client_) sole_client_ = -2;
+            if (!view.running[index].known) unknown_runs_ = true;
+        }
+        for (int index = 0; index < view.head_count; ++index) consider(index);
+    }
+
+    void choose() {
+        if (count_ <= kExact) {
+            std::uint32_t best = 0;
+            double best_worth = 0.0;
+            for (std::uint32_t set = 1; set < (1u << count_); ++set) {
+                const double worth = worth_of(set);
+                if (worth > best_worth) {
+                    best = set;
+                    best_worth = worth;
+                }
+            }
+            // While a high-priority launch finds no room, nothing new may take what it waits for.
+            if (best_worth < kUrgent && urgent_waits_) return hold_for_urgent();
+            for (int index = 0; index < count_; ++index) {
+                if ((best >> index & 1u) != 0) admit(candidates_[index]);
+            }
+            if (best == 0 || count_ > 1) explain();
+        } else {
+            choose_greedily();
+        }
+    }
+
+private:
+    void consider(int index) {
+        const Head& head = view_.heads[index];
+        const bool alone = runs_alone(view_, head.client);
+        Reason reason = Reason::none;
+        if (is_deep_enough(view_, head)) {
+            reason = Reason::depth;
+        } else if (!head.known && (!alone || (head.priority != Priority::high && view_.high_priority_active))) {
+            reason = Reason::unknown_runs_alone;
+        } else if (head.priority == Priority::best_effort && view_.high_priority_active && over_budget(head)) {
+            reason = Reason::budget;
+        }
+        verdicts_.reason[index] = reason;
+        if (reason != Reason::none || count_ == kMaxWaiters) return;
+        Demand queued;
+        for (int other = 0; other < view_.running_count; ++other) {
+            if (view_.running[other].stream == head.stream) queued = view_.running[other].demand;
+        }
+        const Demand together = larger(queued, head.demand);
+        Candidate& candidate = candidates_[count_++];
+        candidate.head = index;
+        candidate.added = {together.sm_ppm - queued.sm_ppm, together.bw_ppm - queued.bw_ppm};
+        candidate.alone = !head.known;
+        // Each client that moves is one job at its own full speed; who waited long for its size weighs more.
+        const double waited = double(view_.now_ns - head.waiting_since_ns);
+        candidate.worth = 1.0 + waited / double(head.demand.duration_ns + kPatience);
+        if (head.priority == Priority::high) {
+            candidate.worth += kUrgent;
+            urgent_waits_ = true;
+        }
+    }
+
+    // Best-effort work that cannot be called back: what is in flight must be over soon after high priority wants the SMs.
+    bool over_budget(const Head& head) const {
+        return view_.best_effort_in_flight_ns + head.demand.duration_ns > view_.budget_ns;
+    }
+
+    bool fits(const Sums& added, Nanoseconds horizon_ns) const {
+        const Sums running = running_sums(view_, horizon_ns);
+        return running.sm_ppm + added.sm_ppm <= view_.config->alpha_ppm &&
+               running.bw_ppm + added.bw_ppm <= view_.config->beta_ppm;
+    }
+
+    // 0 when the set may not go together.
+    double worth_of(std::uint32_t set) const {
+        Sums added;
+        double worth = 0.0;
+        Nanoseconds longest_ns = 0;
+        int client = sole_client_;
+        bool any_unknown = unknown_runs_;
+        for (int index = 0; index < count_; ++index) {
+            if ((set >> index & 1u) == 0) continue;
+            const Candidate& candidate = candidates_[index];
+            const Head& head = view_.heads[candidate.head];
+            if (client == -1) client = head.client;
+            if (client != head.client) client = -2;
+            any_unknown = any_unknown || candidate.alone;
+            added.sm_ppm += candidate.added.sm_ppm;
+            added.bw_ppm += candidate.added.bw_ppm;
+            worth += candidate.worth;
+            longest_ns = std::max(longest_ns, head.demand.duration_ns);
+        }
+        if (client >= 0) return worth;  // nobody else is on the device: a client is not gated by itself
+        if (any_unknown || !fits(added, longest_ns)) return 0.0;
+        return worth;
+    }
+
+    // Beyond eight heads: the most worthy first, among equals the one that leaves both sums most alike.
+    void choose_greedily() {
+        Sums added;
+        Nanoseconds longest_ns = 0;
+        int client = sole_client_;
+        std::array<bool, kMaxWaiters> taken{};
+        while (true) {
+            int best = -1;
+            double best_score = -1.0;
+            for (int index = 0; index < count_; ++index) {
+                if (taken[index]) continue;
+                const Candidate& candidate = candidates_[index];
+                const Head& head = view_.heads[candidate.head];
+                const Sums then{added.sm_ppm + candidate.added.sm_ppm, added.bw_ppm + candidate.added.bw_ppm};
+                const bool unaccompanied = client == -1 || client == head.client;
+                if (!unaccompanied && (candidate.alone || unknown_runs_)) continue;
+                const Nanoseconds horizon_ns = std::max(longest_ns, head.demand.duration_ns);
+                if (!unaccompanied && !fits(then, horizon_ns)) continue;
+                const Sums running = running_sums(view_, horizon_ns);
+                const double imbalance =
+                    std::abs(double(running.sm_ppm + then.sm_ppm) - double(running.bw_ppm + then.bw_ppm)) / kWhole;
+                const double score = candidate.worth - 0.5 * std::min(1.0, imbalance) + 1.0;
+                if (score > best_score) {
+                    best = index;
+                    best_score = score;
+                }
+            }
+            if (best < 0) return explain();
+            if (best_score < kUrgent && urgent_waits_ && !urgent_goes_) return hold_for_urgent();
+            urgent_goes_ = urgent_goes_ || best_score >= kUrgent;
+            taken[best] = true;
+            const Candidate& candidate = candidates_[best];
+            const Head& head = view_.heads[candidate.head];
+            if (candidate.alone) unknown_runs_ = true;
+            client = client == -1 || client == head.client ? head.client : -2;
+            added.sm_ppm += candidate.added.sm_ppm;
+            added.bw_ppm += candidate.added.bw_ppm;
+            longest_ns = std::max(longest_ns, head.demand.duration_ns);
+            admit(candidate);
+        }
+    }
+
+    void hold_for_urgent() {
+        explain();
+        for (int index = 0; index < count_; ++index) {
+            const Candidate& candidate = candidates_[index];
+            if (view_.heads[candidate.head].priority == Priority::high) continue;
+            verdicts_.reason[candidate.head] = Reason::high_priority_first;
+        }
+    }
+
+    void admit(const Candidate& candidate) { verdicts_.reason[candidate.head] = Reason::fits; }
+
+    // Those that were not chosen: which of the sums keeps them out.
+    void explain() {
+        for (int index = 0; index < count_; ++index) {
+            const Candidate& candidate = candidates_[index];
+            Reason& reason = verdicts_.reason[candidate.head];
+            if (reason != Reason::none) continue;
+            const Head& head = view_.heads[candidate.head];
+            const Sums running = running_sums(view_, head.demand.duration_ns);
+            reason = candidate.alone || unknown_runs_ ? Reason::unknown_runs_alone
+                     : running.bw_ppm + candidate.added.bw_ppm > view_.config->beta_ppm ? Reason::bw_limit
+                                                                                       : Reason::sm_limit;
+        }
+    }
+
+    const View& view_;
+    Verdicts& verdicts_;
+    std::array<Candidate, kMaxWaiters> candidates_;
+    int count_ = 0;
+    int sole_client_;           // whose work alone runs; -1 nobody's, -2 several clients'
+    bool unknown_runs_ = false;
+    bool urgent_waits_ = false;  // a high-priority head is among the candidates
+    bool urgent_goes_ = false;
+};
+
+}  // namespace
+
+void decide_interference(const View& view, std::byte*, Verdicts& verdicts) {
+    if (view.head_count == 0) return;
+    Grouping grouping(view, verdicts);
+    grouping.choose();
+}
+
+}  // namespace tierline
