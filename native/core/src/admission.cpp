@@ -5,7 +5,6 @@
 #include "tierline/policy.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 namespace tierline {
@@ -204,7 +203,7 @@ int Admission::join(std::string_view label, Priority priority, std::int64_t memo
     Client& client = region_.clients[slot];
     client = Client{};
     const std::size_t length = std::min(label.size(), client.label.size() - 1);
-    std::memcpy(client.label.data(), label.data(), length);
+    std::copy_n(label.begin(), length, client.label.begin());
     client.priority = priority;
     client.memory_cap_bytes = memory_cap_bytes;
     client.pid = pid;
@@ -330,6 +329,7 @@ Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     waiter.state = 1;
     ++region_.waiting;
     ++client.waiting;
+    update_starvation(client, now_ns);
     ticket.waiter = slot;
     return ticket;
 }

@@ -3,7 +3,6 @@
 #include "running_set.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace tierline {
 
@@ -32,7 +31,7 @@ int Admission::add_kernel(std::uint64_t key, const KernelFacts& facts) {
     while (region_.kernels[row].key != 0) row = (row + 1) % kMaxKernels;
     Kernel& kernel = region_.kernels[row];
     const std::size_t length = std::min(facts.name.size(), kernel.name.size() - 1);
-    std::memcpy(kernel.name.data(), facts.name.data(), length);
+    std::copy_n(facts.name.begin(), length, kernel.name.begin());
     kernel.name[length] = '\0';
     kernel.grid = facts.grid;
     kernel.block = facts.block;

@@ -115,7 +115,7 @@ void update_starvation(Client& client, Nanoseconds now_ns) {
     if (starved) {
         client.starved_since_ns = std::max<Nanoseconds>(1, now_ns);
     } else {
-        client.statistics.starved_ns += now_ns - client.starved_since_ns;
+        client.statistics.starved_ns += std::max<Nanoseconds>(0, now_ns - client.starved_since_ns);
         client.starved_since_ns = 0;
     }
 }
