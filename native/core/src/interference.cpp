@@ -9,6 +9,7 @@ namespace {
 constexpr int kExact = 8;  // heads up to which all sets are looked at
 constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
 constexpr Nanoseconds kPatience = 100 * kMicrosecond;
+constexpr int kDrift = 8;  // predictions are trusted to an eighth of the time since they were checked
 
 struct Sums {
     std::int64_t sm_ppm = 0;
@@ -22,18 +23,19 @@ struct Candidate {
     bool alone;     // must not have company (unknown)
 };
 
-// What a stream will ask for at most until `horizon_ns` from now, if its queue goes on as predicted. Its first kernel
-// always counts; the others as far as they begin by then.
+// What a stream will ask for at most from now until `horizon_ns` later, if its queue goes on as predicted. Ends are
+// noticed late and predictions drift, so each kernel counts a little longer on both sides; the last one always counts.
 Demand demand_within(const RunningStream& running, Nanoseconds now_ns, Nanoseconds horizon_ns) {
     const Stream& stream = *running.state;
-    Demand most = queued_at(stream, 0).demand;
-    Nanoseconds clock_ns = running.since_ns + most.duration_ns;
-    for (std::uint32_t index = 1; index < stream.count; ++index) {
+    const Nanoseconds slack_ns = (now_ns - running.since_ns) / kDrift;
+    Demand most;
+    Nanoseconds clock_ns = running.since_ns;
+    for (std::uint32_t index = 0; index < stream.count; ++index) {
         const Queued& entry = queued_at(stream, index);
         const Nanoseconds begins_ns = std::max(clock_ns, entry.admitted_ns);
-        if (begins_ns > now_ns + horizon_ns) break;
-        most = larger(most, entry.demand);
+        if (begins_ns - slack_ns > now_ns + horizon_ns) break;
         clock_ns = begins_ns + entry.demand.duration_ns;
+        if (clock_ns + slack_ns >= now_ns || index + 1 == stream.count) most = larger(most, entry.demand);
     }
     return most;
 }
