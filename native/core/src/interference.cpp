@@ -35,7 +35,8 @@ Demand demand_within(const RunningStream& running, Nanoseconds now_ns, Nanosecon
         const Nanoseconds begins_ns = std::max(clock_ns, entry.admitted_ns);
         if (begins_ns - slack_ns > now_ns + horizon_ns) break;
         clock_ns = begins_ns + entry.demand.duration_ns;
-        if (clock_ns + slack_ns >= now_ns || index + 1 == stream.count) most = larger(most, entry.demand);
+        const bool over = clock_ns + slack_ns < now_ns && entry.demand.duration_ns > 0 && index + 1 < stream.count;
+        if (!over) most = larger(most, entry.demand);
     }
     return most;
 }
