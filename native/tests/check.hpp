@@ -1,22 +1,86 @@
-// A check that stays on in every build type: says what failed where, and makes the program end with 1.
+// What a test needs: CHECK and its kin say what was expected and what was found and go on; `report()` at the end of main
+// gives the exit code. Usable from several threads.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <type_traits>
 
-inline int& check_failures() {
-    static int failures = 0;
-    return failures;
+namespace tierline::test {
+
+inline std::atomic<int> failures{0};
+inline std::atomic<int> checks{0};
+
+template <class T>
+std::string shown(const T& value) {
+    std::ostringstream text;
+    if constexpr (std::is_enum_v<T>) {
+        text << static_cast<long long>(value);
+    } else if constexpr (std::is_same_v<T, bool>) {
+        text << (value ? "true" : "false");
+    } else {
+        text << value;
+    }
+    return text.str();
 }
 
-#define CHECK(condition)                                                                         \
-    do {                                                                                         \
-        if (!(condition)) {                                                                      \
-            ++check_failures();                                                                  \
-            std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);         \
-        }                                                                                        \
+inline void fail(const char* file, int line, const std::string& what) {
+    failures.fetch_add(1);
+    std::fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
+}
+
+inline void check(bool fine, const char* file, int line, const char* text) {
+    checks.fetch_add(1);
+    if (!fine) fail(file, line, std::string("expected ") + text);
+}
+
+template <class Left, class Right, class Compare>
+void check_relation(const Left& left, const Right& right, Compare holds, const char* file, int line, const char* text) {
+    checks.fetch_add(1);
+    if (!holds(left, right)) fail(file, line, std::string("expected ") + text + "; found " + shown(left) + " and " + shown(right));
+}
+
+// Waits until `condition()` holds, looking often; false when `limit` has passed first. Never a test of speed: the limit is
+// far above what is needed, so that a hang ends as a failure.
+template <class Condition>
+bool eventually(Condition condition, std::chrono::milliseconds limit = std::chrono::seconds(30)) {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (!condition()) {
+        if (std::chrono::steady_clock::now() > until) return false;
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    return true;
+}
+
+// The exit code of a test: 1 when a check failed, or when none was made.
+inline int report() {
+    const int failed = failures.load();
+    std::fprintf(stderr, "%d checks, %d failed\n", checks.load(), failed);
+    return failed != 0 || checks.load() == 0 ? 1 : 0;
+}
+
+}  // namespace tierline::test
+
+#define CHECK(condition) ::tierline::test::check(static_cast<bool>(condition), __FILE__, __LINE__, #condition)
+#define CHECK_RELATION(a, op, b)                                                                              \
+    ::tierline::test::check_relation((a), (b), [](const auto& l, const auto& r) { return l op r; }, __FILE__, \
+                                     __LINE__, #a " " #op " " #b)
+#define CHECK_EQ(a, b) CHECK_RELATION(a, ==, b)
+#define CHECK_NE(a, b) CHECK_RELATION(a, !=, b)
+#define CHECK_LT(a, b) CHECK_RELATION(a, <, b)
+#define CHECK_LE(a, b) CHECK_RELATION(a, <=, b)
+#define CHECK_GT(a, b) CHECK_RELATION(a, >, b)
+#define CHECK_GE(a, b) CHECK_RELATION(a, >=, b)
+// For what the rest of a test cannot do without: ends the test's program at once.
+#define REQUIRE(condition)                                                                    \
+    do {                                                                                      \
+        if (!(condition)) {                                                                   \
+            ::tierline::test::fail(__FILE__, __LINE__, "needed to go on: " #condition);       \
+            std::exit(::tierline::test::report());                                            \
+        }                                                                                     \
     } while (false)
-
-inline int check_result() {
-    if (check_failures() == 0) std::puts("all checks hold");
-    return check_failures() == 0 ? 0 : 1;
-}
