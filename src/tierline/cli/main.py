@@ -16,9 +16,11 @@ from typing import Annotated
 import typer
 
 from tierline.cli import (
+    calibrate,
     data,
     doctor,
     hold,
+    kernels,
     logs,
     policies,
     ps,
@@ -30,6 +32,9 @@ from tierline.cli import (
     top,
     up,
     why,
+)
+from tierline.cli import (
+    run as run_command,
 )
 from tierline.core.errors import DaemonUnavailable, TierlineError
 
@@ -65,7 +70,11 @@ def _root(
     """Options that stand before any command."""
 
 
-for module in (up, submit, sweep, ps, why, logs, stop, hold, top, policies, simulate, data, replay, doctor):
+MODULES = (
+    up, submit, sweep, ps, why, logs, stop, hold, top, run_command, kernels, calibrate, policies, simulate, data, replay,
+    doctor,
+)  # fmt: skip
+for module in MODULES:
     module.register(app)
 
 

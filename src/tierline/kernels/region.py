@@ -7,7 +7,7 @@ after all of them died. Reading takes no lock: numbers of a living region may be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,12 @@ class WaitBucket:
 
 @dataclass(frozen=True, slots=True)
 class ClientSeen:
-    """One client, here or gone. `predicted_busy_ns` is what its launches were predicted to take alone,
-    `observed_busy_ns` the wall time its streams were busy, `corun_ns` the part of it with company."""
+    """One client, here or gone. `name` is as it was given, `label` tells it from others of that name. `predicted_busy_ns`
+    is what its launches were predicted to take alone, `observed_busy_ns` the wall time its streams were busy, `corun_ns`
+    the part of it with company. `sm_util` and `bw_util` are what it uses now."""
 
     label: str
+    name: str
     pid: int
     priority: str
     is_here: bool
@@ -73,6 +75,45 @@ class ClientSeen:
     def mean_wait_ns(self) -> float:
         """Over the launches that waited."""
         return self.wait_ns / self.waited if self.waited else 0.0
+
+
+def together(clients: Sequence[ClientSeen]) -> ClientSeen:
+    """Several clients of one program (its processes) as one. `clients` is not empty."""
+    first, *others = clients
+    if not others:
+        return first
+    buckets: dict[int, int] = {}
+    for bucket in (bucket for client in clients for bucket in client.waits):
+        buckets[bucket.from_ns] = buckets.get(bucket.from_ns, 0) + bucket.count
+    summed = {name: sum(getattr(client, name) for client in clients) for name in _SUMMED}
+    return replace(
+        first,
+        is_here=any(client.is_here for client in clients),
+        is_waiting=any(client.is_waiting for client in clients),
+        longest_wait_ns=max(client.longest_wait_ns for client in clients),
+        waits=tuple(WaitBucket(from_ns, count) for from_ns, count in sorted(buckets.items())),
+        **summed,
+    )
+
+
+_SUMMED = (
+    "launches",
+    "at_once",
+    "waited",
+    "forced",
+    "bypassed",
+    "overflowed",
+    "excess",
+    "wait_ns",
+    "memory_bytes",
+    "memory_cap_bytes",
+    "denied_allocations",
+    "predicted_busy_ns",
+    "observed_busy_ns",
+    "corun_ns",
+    "sm_util",
+    "bw_util",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +280,7 @@ def _client(row: NativeClient, label: str) -> ClientSeen:
     told = row.statistics
     return ClientSeen(
         label=label,
+        name=row.label,
         pid=row.pid,
         priority=row.priority,
         is_here=row.state != _LEFT,
