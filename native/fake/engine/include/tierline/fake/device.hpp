@@ -128,7 +128,7 @@ public:
     OpId completed(StreamId stream) const;           // every operation of the stream up to this one has ended
     OpId submitted(StreamId stream) const;           // the latest enqueued in it
     bool event_done(EventId event) const;            // its latest record has completed, or it was never recorded
-    std::int64_t event_time_ns(EventId event) const; // when the latest completed record completed; -1 before
+    std::int64_t event_time_ns(EventId event) const; // when its latest record completed; -1 before
 
     TrueSums true_sums() const;
     const Truth& truth() const;

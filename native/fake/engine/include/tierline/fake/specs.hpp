@@ -106,4 +106,8 @@ inline std::int32_t threads_of(const KernelSpec& k) {
 // Blocks of `kernel` that fit one empty SM; 0 when even one does not.
 std::int32_t occupancy(const DeviceSpec& device, const KernelSpec& kernel);
 
+// The kernel as a library would build it for a device with less shared memory: fewer pipeline stages. The named
+// kernels and programs are sized for the H200; pass their kernels through this before registering them elsewhere.
+KernelSpec fitted(const DeviceSpec& device, KernelSpec kernel);
+
 }  // namespace tierline::fake
