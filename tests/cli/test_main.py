@@ -17,15 +17,18 @@ from .conftest import Outcome
 Tierline = Callable[..., Outcome]
 COMMANDS = (
     "up", "down", "submit", "sweep", "ps", "why", "logs", "stop", "hold", "release", "top", "policies", "simulate",
-    "data", "replay", "doctor",
+    "data", "replay", "doctor", "run", "kernels", "calibrate",
 )  # fmt: skip
+
+
+SUBCOMMAND = {"simulate": ("jobs",), "kernels": ("report",), "calibrate": ("device",)}
 
 
 def test_every_command_is_there_and_teaches_with_an_example(tierline: Tierline) -> None:
     listed = tierline("--help").out
     for command in COMMANDS:
         assert f" {command} " in listed
-        words = ("simulate", "jobs") if command == "simulate" else (command,)
+        words = (command, *SUBCOMMAND.get(command, ()))
         answer = tierline(*words, "--help")
         assert answer.code == 0
         assert f"tierline {command}" in answer.out.replace("Usage: tierline", "")
@@ -34,7 +37,8 @@ def test_every_command_is_there_and_teaches_with_an_example(tierline: Tierline) 
 def test_help_needs_no_heavy_module() -> None:
     code = (
         "import sys; from tierline.cli.main import main; main(['--help']);"
-        "heavy = {'numpy', 'scipy', 'fastapi', 'uvicorn', 'httpx', 'optuna', 'matplotlib', 'pynvml'} & set(sys.modules);"
+        "heavy = {'numpy', 'scipy', 'fastapi', 'uvicorn', 'httpx', 'optuna', 'matplotlib', 'pynvml', 'torch'};"
+        "heavy &= set(sys.modules);"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -99,8 +103,8 @@ def test_doctor_looks_at_everything_and_never_fails(
     monkeypatch.setenv("TIERLINE_HOME", str(tmp_path / "none"))
     monkeypatch.delenv("TIERLINE_URL", raising=False)
     findings = {f["what"]: f for f in json.loads(tierline("doctor", "--json").out)["findings"]}
-    wanted = ["Python", "Processors", "GPUs", "cgroup v2", "Compilers", "Extras", "Daemon", "State", "Disk"]
-    assert list(findings) == wanted
+    wanted = ["Python", "Processors", "GPUs", "CUDA driver", "MPS", "Nsight Compute", "Compilers", "Kernel tier"]
+    assert list(findings) == [*wanted, "cgroup v2", "Extras", "Daemon", "State", "Disk"]
     assert findings["Daemon"]["verdict"] == "lacks"
     assert "tierline up" in findings["Daemon"]["hint"]
     assert all(finding["hint"] for finding in findings.values() if finding["verdict"] == "lacks")

@@ -104,6 +104,54 @@ def compilers() -> Finding:
     )
 
 
+def native() -> Finding:
+    from tierline.core.errors import MissingNative
+    from tierline.kernels import environment
+    from tierline.kernels.native import load
+
+    try:
+        version, library = load().REGION_VERSION, environment.library_path()
+        fake = ", fake driver there" if (environment.LIB / "fake" / "libcuda.so.1").is_file() else ""
+    except MissingNative as error:
+        return Finding("Kernel tier", "lacks", str(error), "All but sharing one GPU (tierline run) works without it.")
+    return Finding("Kernel tier", "ok", f"regions of version {version}, preload library {library}{fake}")
+
+
+def cuda_driver() -> Finding:
+    from tierline.kernels.examination import driver_version
+
+    if version := driver_version():
+        return Finding("CUDA driver", "ok", f"libcuda.so.1 {version}")
+    return Finding(
+        "CUDA driver", "note", "no libcuda.so.1", "tierline run --fake h200 shows sharing on a simulated device."
+    )
+
+
+def mps() -> Finding:
+    from tierline.kernels import mps as service
+
+    if (pipes := service.running()) is not None:
+        return Finding("MPS", "ok", f"runs, pipes in {pipes}")
+    if found := service.found():
+        return Finding("MPS", "ok", f"{found}; tierline run --share starts it")
+    hint = "It comes with NVIDIA's driver. Threads of one process share without it: tierline.kernels.client."
+    return Finding("MPS", "note", f"no {service.CONTROL}: kernels of two processes take turns on a GPU", hint)
+
+
+def nsight() -> Finding:
+    from tierline.kernels.examination import ncu
+
+    found, obstacle = ncu()
+    if obstacle:
+        hint = "Load the nvidia module with NVreg_RestrictProfilingToAdminUsers=0, or run ncu as root."
+        return Finding("Nsight Compute", "note", f"{found or 'no ncu'}; {obstacle}", hint)
+    if not found:
+        return Finding(
+            "Nsight Compute", "note", "no ncu", "Without it kernels are learnt while they run, which is enough."
+        )
+    return Finding("Nsight Compute", "ok", f"{found}; nothing is known to keep it from the counters")
+
+
 def extras() -> Finding:
     have = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is not None]
     lack = [extra for extra in EXTRAS if extra not in have]
@@ -164,7 +212,7 @@ def disk() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python, processors, gpus, cgroups, compilers, extras, daemon, state, disk,
+    python, processors, gpus, cuda_driver, mps, nsight, compilers, native, cgroups, extras, daemon, state, disk,
 )  # fmt: skip
 
 

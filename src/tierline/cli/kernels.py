@@ -97,9 +97,10 @@ def show(seen: RegionSeen, top: int) -> None:
     for line in course_lines(seen):
         print(line)
     print(heads.sums_line(seen))
-    for count, what in ((seen.reaped, "died without leaving"), (seen.repairs, "died in the middle of a decision")):
-        if count:
-            print(f"{count} program{'s' if count > 1 else ''} {what}; what they held was given back")
+    if seen.reaped:
+        print(f"Programs that died without leaving, their share given back: {seen.reaped}")
+    if seen.repairs:
+        print(f"Programs that died within a decision, all sums computed anew: {seen.repairs}")
 
 
 def _show_waits(seen: RegionSeen) -> None:

@@ -69,6 +69,6 @@ def bars(values: Sequence[float], top: float = 1.0) -> str:
 def time_limited(region: RegionSeen) -> str:
     """How long the trace is, for a caption."""
     if not region.changes:
-        return "no trace"
+        return "nothing"
     length_ms = (region.changes[-1].at_ns - region.changes[0].at_ns) / 1e6
     return f"the last {length_ms:,.1f} ms" if region.is_cut else f"{length_ms:,.1f} ms"

@@ -154,8 +154,10 @@ def load() -> Any:
     """The module `tierline._native`. Raises `MissingNative` where this installation has none."""
     try:
         return importlib.import_module("tierline._native")
-    except ImportError as error:
-        raise MissingNative(f"the module tierline._native ({error})") from None
+    except ModuleNotFoundError:
+        raise MissingNative("the module tierline._native") from None
+    except ImportError as error:  # it is there and cannot be loaded
+        raise MissingNative(f"a usable module tierline._native ({error})") from None
 
 
 def open_region(path: Path) -> NativeRegion:

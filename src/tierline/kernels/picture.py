@@ -41,9 +41,9 @@ def draw(region: RegionSeen, path: Path, window_ms: tuple[float, float] | None =
         _sums(region, axes[0], axes[1], (low_ms, high_ms))
         _draw_lanes(axes[2], lanes)
         axes[2].set_xlim(low_ms, high_ms)
-        axes[2].set_xlabel("milliseconds" if window_ms is None else "milliseconds from the first launch")
+        axes[2].set_xlabel("milliseconds from the first change")
         figure.suptitle(
-            f"{region.device}, policy {region.policy}, mode {region.mode}: {time_limited(region)}", fontsize=11
+            f"{region.device}, policy {region.policy}, mode {region.mode}: trace of {time_limited(region)}", fontsize=11
         )
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
@@ -60,8 +60,8 @@ def _sums(region: RegionSeen, upper: Any, lower: Any, window_ms: tuple[float, fl
     width_ms = seen.stretch_ns / 1e6
     at = [window_ms[0] + i * width_ms for i in range(len(seen.sm_mean) + 1)]
     rows = (
-        (upper, "SM use, all together", seen.sm_mean, seen.sm_peak, region.alpha, _SM),
-        (lower, "bandwidth, all together", seen.bw_mean, seen.bw_peak, region.beta, _BW),
+        (upper, "sum of SM use", seen.sm_mean, seen.sm_peak, region.alpha, _SM),
+        (lower, "sum of bandwidth use", seen.bw_mean, seen.bw_peak, region.beta, _BW),
     )
     for axis, label, mean, peak, limit, colour in rows:
         axis.stairs(peak, at, fill=True, color=colour, alpha=0.28, label="largest in each stretch")
