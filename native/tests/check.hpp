@@ -1,4 +1,4 @@
-// What a test needs: CHECK and its kin say what was expected and what was found and go on; `report()` at the end of main
+// What a test needs: CHECK and its kin say what was expected and what was found and go on; `check_result()` at the end of main
 // gives the exit code. Usable from several threads.
 #pragma once
 
@@ -57,14 +57,15 @@ bool eventually(Condition condition, std::chrono::milliseconds limit = std::chro
     return true;
 }
 
-// The exit code of a test: 1 when a check failed, or when none was made.
-inline int report() {
-    const int failed = failures.load();
-    std::fprintf(stderr, "%d checks, %d failed\n", checks.load(), failed);
-    return failed != 0 || checks.load() == 0 ? 1 : 0;
-}
-
 }  // namespace tierline::test
+
+// The exit code of a test: 1 when a check failed, or when none was made.
+inline int check_result() {
+    const int failed = tierline::test::failures.load();
+    const int made = tierline::test::checks.load();
+    std::fprintf(stderr, "%d checks, %d failed\n", made, failed);
+    return failed != 0 || made == 0 ? 1 : 0;
+}
 
 #define CHECK(condition) ::tierline::test::check(static_cast<bool>(condition), __FILE__, __LINE__, #condition)
 #define CHECK_RELATION(a, op, b)                                                                              \
@@ -81,6 +82,6 @@ inline int report() {
     do {                                                                                      \
         if (!(condition)) {                                                                   \
             ::tierline::test::fail(__FILE__, __LINE__, "needed to go on: " #condition);       \
-            std::exit(::tierline::test::report());                                            \
+            std::exit(::check_result());                                            \
         }                                                                                     \
     } while (false)
