@@ -76,6 +76,8 @@ def kernel_rows(region: RegionSeen, top: int) -> list[list[str]]:
 
 
 def _kernel_cells(kernel: KernelSeen, total_ns: int) -> list[str]:
+    from tierline.kernels.demangle import readable
+
     is_known = kernel.source not in ("none", "learning")
     return [
         percent(kernel.time_ns / total_ns) if total_ns else "-",
@@ -88,7 +90,7 @@ def _kernel_cells(kernel: KernelSeen, total_ns: int) -> list[str]:
         str(kernel.waited),
         "-" if kernel.stretch is None else f"{kernel.stretch:.2f}x",
         "x".join(map(str, kernel.grid)),
-        kernel.name or "(no name)",
+        readable(kernel.name),
     ]
 
 

@@ -1,7 +1,7 @@
 """Measure a device: copies by the driver alone, matrix products and pairs of probe kernels by PyTorch where it is installed.
 
 What cannot be measured here comes from the data sheet or from the driver's attributes, and says so. On the fake driver the
-probes are its own named kernels; figures of a simulated device are labelled as such.
+probes are made for it; figures of a simulated device are labelled as such.
 """
 
 from __future__ import annotations
@@ -12,19 +12,29 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
-from tierline.core.errors import TierlineError
 from tierline.kernels import torch_device
 from tierline.kernels.calibration import UNKNOWN, Calibration, CorunCell, Figure
 from tierline.kernels.cuda_driver import CudaDriver, DeviceFacts
 from tierline.kernels.datasheet import datasheet
 from tierline.kernels.environment import fake_environment, fake_folder
+from tierline.kernels.profile import Triple
 
 COPY_BYTES = 256 << 20
 LINK_BYTES = 64 << 20
 REPEATS = 5
 PROBE_LAUNCHES = 20
-# Bound class -> a named kernel of the fake driver, its grid and its block.
-FAKE_PROBES: Mapping[str, tuple[str, tuple[int, int, int], tuple[int, int, int]]] = {}
+FAKE_IMAGE = b"""FAKECUDA 1
+kernel probe_compute block=256 regs=64 unit=tensor flops=1e8 bytes=5e4
+kernel probe_memory block=256 regs=32 flops=5e4 bytes=1.6e4
+kernel probe_small block=128 regs=32 flops=1e4 bytes=6e3
+"""
+"""The probes as the fake driver loads them; work is a block's."""
+# Bound class -> grid and block.
+FAKE_PROBES: Mapping[str, tuple[Triple, Triple]] = {
+    "compute": ((1056, 1, 1), (256, 1, 1)),
+    "memory": ((16384, 1, 1), (256, 1, 1)),
+    "small": ((32, 1, 1), (128, 1, 1)),
+}
 
 
 def calibrate_gpu(device: int) -> Calibration:
@@ -130,15 +140,13 @@ def _rate(size_bytes: int, seconds: float) -> Figure:
 
 def _fake_corun(driver: CudaDriver) -> tuple[CorunCell, ...]:
     """Each probe beside each: the time of its launches over that alone, with company before, beside and behind them."""
-    try:
-        kernels = {bound: driver.function(b"", name) for bound, (name, _, _) in FAKE_PROBES.items()}
-    except TierlineError:
-        return ()  # another fake driver, without these kernels: everything else still holds
+    module = driver.module(FAKE_IMAGE)
+    kernels = {bound: driver.function(module, f"probe_{bound}") for bound in FAKE_PROBES}
     found = []
     with driver.streams(2) as (stream, beside):
 
         def launch(bound: str, count: int, where: object) -> None:
-            _, grid, block = FAKE_PROBES[bound]
+            grid, block = FAKE_PROBES[bound]
             for _ in range(count):
                 driver.launch(kernels[bound], grid, block, where)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from tierline.core.errors import InvalidInput, StateUnusable
+from tierline.core.errors import InvalidInput, StateUnusable, TierlineError
 from tierline.kernels.datasheet import datasheet
 from tierline.kernels.native import DeviceLimits
 
@@ -102,10 +102,23 @@ def read_calibration(path: Path) -> Calibration | None:
 
 
 def known_limits(device: int, fake: str = "") -> DeviceLimits | None:
-    """Of GPU `device`, or of the simulated device `fake`: from its calibration, else its data sheet, else None."""
+    """Of GPU `device`, or of the simulated device `fake`: from its calibration, else its data sheet, else the driver's
+    attributes; None where there is no driver."""
     name = fake or _nvml_name(device)
     calibration = read_calibration(path_of(name, is_simulated=bool(fake))) if name else None
-    return calibration.limits if calibration is not None else datasheet(name)
+    if calibration is not None:
+        return calibration.limits
+    return datasheet(name) or (None if fake else _attributes(device))
+
+
+def _attributes(device: int) -> DeviceLimits | None:
+    from tierline.kernels.cuda_driver import CudaDriver
+
+    try:
+        facts = CudaDriver(device).facts()
+    except TierlineError:
+        return None  # a program without CUDA runs all the same
+    return DeviceLimits(facts.sms, facts.matrix_flops_per_s, facts.bytes_per_s, facts.memory_bytes)
 
 
 def _nvml_name(device: int) -> str:

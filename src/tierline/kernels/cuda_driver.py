@@ -17,6 +17,8 @@ from tierline.core.errors import InvalidInput, NotFound, TierlineError
 _L2_BYTES, _SMS, _CLOCK_KHZ, _MEMORY_CLOCK_KHZ, _BUS_BITS = 38, 16, 13, 36, 37
 _MAJOR, _MINOR = 75, 76
 _NON_BLOCKING = 1
+# Dense 16-bit operations per SM and clock, by major compute capability (NVIDIA's tuning guides).
+_MATRIX_OPERATIONS = {7: 1024, 8: 2048, 9: 4096, 10: 8192}
 
 
 class DriverFailed(TierlineError):
@@ -43,6 +45,13 @@ class DeviceFacts:
         return 2.0 * self.memory_clock_hz * self.memory_bus_bits / 8
 
     @property
+    def matrix_flops_per_s(self) -> float:
+        """16-bit matrix products by SMs, clock and operations an SM and clock; 0 for a compute capability not known here."""
+        return float(
+            _MATRIX_OPERATIONS.get(int(self.compute_capability.partition(".")[0]), 0) * self.sms * self.sm_clock_hz
+        )
+
+    @property
     def fp32_flops_per_s(self) -> float:
         """By SMs, clock and units an SM: 64 up to compute capability 8.0, 128 from then on; an estimate."""
         major, _, minor = self.compute_capability.partition(".")
@@ -51,7 +60,7 @@ class DeviceFacts:
 
 
 class CudaDriver:
-    """One context on one device; use it as a context manager. Raises `NotFound`, `DriverFailed`, `InvalidInput`."""
+    """One device, with a context on it inside `with`. Raises `NotFound`, `DriverFailed`, `InvalidInput`."""
 
     def __init__(self, device: int, library: str = "libcuda.so.1") -> None:
         try:
@@ -67,11 +76,11 @@ class CudaDriver:
             raise InvalidInput(f"--device {device}: the driver knows {count.value} devices, counted from 0.")
         self._device = ctypes.c_int()
         self.call("cuDeviceGet", ctypes.byref(self._device), device)
-        self._context = ctypes.c_void_p()
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
-        self.call("cuCtxSetCurrent", self._context)
 
     def __enter__(self) -> CudaDriver:
+        context = ctypes.c_void_p()
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
+        self.call("cuCtxSetCurrent", context)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,10 +167,14 @@ class CudaDriver:
                 self.call("cuEventDestroy_v2", event)
         return elapsed.value / 1e3
 
-    def function(self, image: bytes, name: str) -> ctypes.c_void_p:
-        """A kernel of a module image, by its name."""
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    def module(self, image: bytes) -> ctypes.c_void_p:
+        module = ctypes.c_void_p()
         self.call("cuModuleLoadData", ctypes.byref(module), image)
+        return module
+
+    def function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+        """A kernel of a module, by its name."""
+        function = ctypes.c_void_p()
         self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
         return function
 

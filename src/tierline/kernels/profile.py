@@ -140,7 +140,7 @@ def _value(name: str, text: str, where: str) -> object:
     try:
         return kind(text)
     except ValueError:
-        raise InvalidInput(f"{where}: {name} = '{text}', but {needed} is needed.") from None
+        raise InvalidInput(f"{where}: {name} = {text!r}, but {needed} is needed.") from None
 
 
 def _key(text: str) -> int:
@@ -186,6 +186,8 @@ def _source(text: str) -> str:
 
 
 def _name(text: str) -> str:
+    if not text.isprintable():  # the interposer reads line by line
+        raise ValueError(text)
     return text
 
 
@@ -195,7 +197,7 @@ _SHARE: tuple[Callable[[str], object], str] = (_share, "a share from 0 to 1")
 _DIMENSIONS: tuple[Callable[[str], object], str] = (_triple, "a size as in 128x1x1")
 _KINDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "key": (_key, "a key of up to 16 hexadecimal digits"),
-    "name": (_name, "a name"),
+    "name": (_name, "a name without control characters"),
     "source": (_source, f"one of {', '.join(SOURCES)}"),
     **dict.fromkeys(("grid", "block"), _DIMENSIONS),
     **dict.fromkeys(("sm_util", "bw_util"), _SHARE),
