@@ -17,8 +17,8 @@ from tierline.core.errors import InvalidInput, NotFound, TierlineError
 _L2_BYTES, _SMS, _CLOCK_KHZ, _MEMORY_CLOCK_KHZ, _BUS_BITS = 38, 16, 13, 36, 37
 _MAJOR, _MINOR = 75, 76
 _NON_BLOCKING = 1
-# Dense 16-bit operations per SM and clock, by major compute capability (NVIDIA's tuning guides).
-_MATRIX_OPERATIONS = {7: 1024, 8: 2048, 9: 4096, 10: 8192}
+# Dense 16-bit operations per SM and clock, by compute capability (NVIDIA's tuning guides); 8.6 and 8.9 have half of 8.0's.
+_MATRIX_OPERATIONS = {"7.0": 1024, "7.5": 1024, "8.0": 2048, "8.6": 1024, "8.9": 1024, "9.0": 4096, "10.0": 8192}
 
 
 class DriverFailed(TierlineError):
