@@ -113,9 +113,9 @@ void place(DeviceState& s, int op_index) {
     double rounds = 1;
     if (op.unstarted >= total) {
         for (int i = 0; i < count; ++i) places[i].per_sm = places[i].fits;
-        // Rounds that this cohort will surely get when all of the kernel's places share the rest evenly; the last ones
-        // are always dealt out one by one, so that the tail is real.
-        const std::int64_t even = op.unstarted / (total + op.resident) - 1;
+        // Rounds that these places will surely get even if the kernel soon has all places of its SMs; what others hold now
+        // may become free at any time. The last rounds are always dealt out one by one, so that the tail is real.
+        const std::int64_t even = op.unstarted / (std::int64_t{e.occupancy} * (stream.end_sm - stream.first_sm)) - 1;
         if (even >= 3 && !op.spinning) rounds = double(even);
     } else {
         spread(places, count, used_threads, op.unstarted);

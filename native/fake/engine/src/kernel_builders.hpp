@@ -86,12 +86,12 @@ inline KernelSpec skinny(std::int64_t m, std::int64_t n, std::int64_t k, int spl
     s.grid[1] = static_cast<std::uint32_t>(split_k);
     s.unit = Unit::tensor;
     const double depth = double(k) / split_k;
-    s.flops_per_block = 2.0 * 64 * 64 * depth;
+    s.flops_per_block = 2.0 * 16 * double(ceil_div(m, 16)) * 64 * depth;   // rows padded to 16
     s.bytes_per_block = 2.0 * depth * 64 + 2.0 * double(m) * depth + 4.0 * double(m) * 64;
     const double dram = 2.0 * (double(n) * k + double(m) * k) + 4.0 * double(m) * n;
     s.l2_hit = std::clamp(1 - dram / (s.bytes_per_block * double(blocks_of(s))), 0.0, 1.0);
     s.working_set_bytes = 2.0 * double(m) * k + 4 * mib;   // weights stream through
-    s.compute_efficiency = 0.35;
+    s.compute_efficiency = 0.6;
     s.dram_efficiency = 0.95;
     s.saturating_threads = 480;
     s.block_floor_ns = 2500;
@@ -104,7 +104,7 @@ inline KernelSpec skinny(std::int64_t m, std::int64_t n, std::int64_t k, int spl
 
 // One row a block, read and written once.
 inline KernelSpec norm(const char* name, std::int64_t rows, std::int64_t columns, double tensors = 2) {
-    KernelSpec s = base(name, Family::norm, rows, columns >= 2048 ? 512 : 256, 40, 512);
+    KernelSpec s = base(name, Family::norm, rows, 256, 32, 512);
     s.flops_per_block = 12.0 * double(columns);
     s.bytes_per_block = 2.0 * tensors * double(columns);
     s.working_set_bytes = 4 * mib;

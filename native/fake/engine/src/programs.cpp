@@ -2,7 +2,8 @@
 // published shapes, so durations and utilisations follow from arithmetic; nothing is set to a wished-for time.
 // Host costs: 5 us a launch from an eager framework, 2.5 us from a C++ runtime, 9 us for a graph launch; a small-batch
 // server is therefore launch-bound, with grids smaller than the device, as such servers are.
-// (Over 400 lines would be split; the models share the Build class, so they stay together.)
+// Servers get requests at 40-50 % of what the idle device could serve, the middle of Orion's range of loads.
+// Over 400 lines because every model is one list of layers over the same Build class.
 #include <map>
 #include <string>
 #include <tuple>
@@ -431,13 +432,13 @@ std::vector<Program> make() {
         bert_train("bert-train", 32, 128),
         mlp_train("mlp-train"),
         optimizer_heavy("optimizer-heavy"),
-        vision_server("vision-server", 4, 400),
+        vision_server("vision-server", 4, 1000),
         vision_batch("vision-batch", 64),
-        mobilenet_server("mobilenet-server", 500),
-        bert_server("bert-server", 8, 250),
+        mobilenet_server("mobilenet-server", 1500),
+        bert_server("bert-server", 8, 500),
         llm_decode("llm-decode-server", 16, 2048, 4, 20),
         llm_decode("llm-decode-batch", 64, 2048, 4, 0),
-        llm_prefill("llm-prefill-server", 512, 25),
+        llm_prefill("llm-prefill-server", 512, 30),
         llm_prefill("llm-prefill-batch", 2048, 0),
         gemm_batch("gemm-batch"),
         norm_batch("norm-batch"),
