@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 
 #include <string>
+#include <type_traits>
 
 namespace tierline::bindings {
 
@@ -39,9 +40,11 @@ inline void parse(const std::string& given, Priority& out) { out = value_named<P
 inline void parse(const std::string& given, Source& out) { out = value_named<Source>("source", given, 6); }
 
 // An attribute that is an enumeration in C++ and a string in Python.
-template <class Class, class Member>
+// `Row`: the bound class where it is one derived from the member's (what is not bound itself cannot be converted to).
+template <class Row = void, class Class, class Member>
 auto named(Member Class::*member) {
-    return [member](const Class& self) { return name(self.*member); };
+    using Self = std::conditional_t<std::is_void_v<Row>, Class, Row>;
+    return [member](const Self& self) { return name(self.*member); };
 }
 template <class Class, class Member>
 auto named_setter(Member Class::*member) {
@@ -49,9 +52,10 @@ auto named_setter(Member Class::*member) {
 }
 
 // A fixed array of characters, zero-padded.
-template <class Class, std::size_t N>
+template <class Row = void, class Class, std::size_t N>
 auto text(std::array<char, N> Class::*member) {
-    return [member](const Class& self) {
+    using Self = std::conditional_t<std::is_void_v<Row>, Class, Row>;
+    return [member](const Self& self) {
         const auto& chars = self.*member;
         std::size_t length = 0;
         while (length < N && chars[length]) ++length;
