@@ -21,9 +21,7 @@ TRUTH: str
 
 @final
 class Demand:
-    def __init__(
-        self, *, sm_ppm: int = 0, bw_ppm: int = 0, sm_blocks: int = 0, duration_ns: int = 0
-    ) -> None: ...
+    def __init__(self, *, sm_ppm: int = 0, bw_ppm: int = 0, sm_blocks: int = 0, duration_ns: int = 0) -> None: ...
     @property
     def sm_ppm(self) -> int: ...
     @property
@@ -430,9 +428,7 @@ def alone_profiles(device: Device, program: Program) -> list[AloneProfile]:
 class ClientSpec:
     """`iterations` 0: stays to the end."""
 
-    def __init__(
-        self, program: Program, priority: PriorityName, *, start_ns: int = 0, iterations: int = 0
-    ) -> None: ...
+    def __init__(self, program: Program, priority: PriorityName, *, start_ns: int = 0, iterations: int = 0) -> None: ...
     @property
     def program(self) -> Program: ...
     @property

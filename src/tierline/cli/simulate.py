@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import render
+from tierline.cli import render, simulate_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,14 +31,15 @@ SHOWN = (
 
 
 def register(app: typer.Typer) -> None:
-    simulations = typer.Typer(help="Run policies over a simulated cluster.", no_args_is_help=True)
+    simulations = typer.Typer(help="Run policies over a simulated cluster or device.", no_args_is_help=True)
     simulations.command("jobs")(jobs)
+    simulations.command("kernels")(simulate_kernels.kernels)
     simulations.callback()(_simulate)
     app.add_typer(simulations, name="simulate", rich_help_panel="Simulation")
 
 
 def _simulate() -> None:
-    """Run policies over a simulated cluster: the scheduler and policies of the daemon, virtual time."""
+    """Run policies over a simulated cluster or device: the daemon's schedulers, the gate's core, virtual time."""
 
 
 def jobs(

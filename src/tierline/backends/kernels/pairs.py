@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tierline.backends.kernels.sim import (
     NS_PER_S,
@@ -31,6 +31,8 @@ HAVE_MODES = ("interference",)
 """Policies that the mode matters to."""
 LEAST_REQUESTS = 300
 SHORTEST_NS, LONGEST_NS = 2 * NS_PER_S, 12 * NS_PER_S
+
+PICTURED_NS = NS_PER_S // 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,14 @@ def pair_names() -> tuple[str, ...]:
     from tierline import _native
 
     return tuple(pair.name for pair in _native.pairs())
+
+
+def pair_descriptions() -> list[tuple[str, str, str, str]]:
+    """Of each pair: its name, both programs, and why it is in the set. Raises `MissingNative`."""
+    load()
+    from tierline import _native
+
+    return [(pair.name, pair.high, pair.best_effort, pair.what) for pair in _native.pairs()]
 
 
 def policy_names() -> tuple[str, ...]:
@@ -199,6 +209,14 @@ def _cells(comparison: Comparison) -> Iterator[_Cell]:
                 yield _Cell(pair.name, policy, mode, scenarios((high, best_effort), native, mode))
 
 
+def picture_scenario(comparison: Comparison) -> KernelScenario:
+    """The first pair under the first policy, with the sums kept."""
+    cells = _cells(replace(comparison, pairs=comparison.pairs[:1]))
+    cell = next(cell for cell in cells if cell.policy == comparison.policies[0])
+    warmup_ns = cell.scenarios[0].warmup_ns
+    return replace(cell.scenarios[0], keep_sums=True, duration_ns=warmup_ns + PICTURED_NS)
+
+
 def _run(cell: _Cell) -> list[KernelOutcome]:
     return [simulate(scenario) for scenario in cell.scenarios]
 
@@ -224,9 +242,7 @@ def _ratio(value: float, reference: float) -> float:
     return value / reference if reference > 0 else 0.0
 
 
-def _row(
-    cell: _Cell, outcomes: Sequence[KernelOutcome], alone: Sequence[_Figures], over_sequential: float
-) -> PairRow:
+def _row(cell: _Cell, outcomes: Sequence[KernelOutcome], alone: Sequence[_Figures], over_sequential: float) -> PairRow:
     high, best_effort = _figures(outcomes, 0), _figures(outcomes, 1)
     clients = [client for outcome in outcomes for client in outcome.clients]
     time_ns = sum(outcome.end_ns for outcome in outcomes)
