@@ -1,4 +1,4 @@
-"""Lanes of a GPU by green contexts: a large matrix product beside a memory-bound normalisation, each on its own multiprocessors.
+"""Lanes of a GPU by green contexts: a large matrix product beside a memory-bound normalisation, each on SMs of its own.
 
 Both alone on the whole device, one after another, on two plain streams, and in lanes made by ONE split of the device, as the
 driver API makes it (through ctypes; two `torch.cuda.green_contexts` come from two splits, which overlap). Prints one line of
@@ -133,7 +133,9 @@ def main() -> None:
     parser.add_argument("--sms", type=int, nargs="+", default=[24, 32, 48, 64], help="of the norm's lane")
     parser.add_argument("--gemm", type=int, default=8192, help="side of the matrices (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=131072, help="of the normalisation (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.06, help="of each kernel alone, a run (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.06, help="of each kernel alone, a run (default: %(default)s)"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("gpu_lanes.py: torch finds no CUDA device, and lanes are nothing without one.")

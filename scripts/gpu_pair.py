@@ -2,10 +2,11 @@
 
     python gpu_pair.py --job serve=serve:how=graphs,rate=150,priority=high --job train=train:model=conv --seconds 5
 
-With `--clients` each thread is a client of the interposer (`tierline.kernels.client`), which has to be in the process; without
-it the threads have plain streams, all of one priority or (`--streams priority`) high-priority jobs on high-priority ones.
-`--turns` runs the jobs one after another instead of together: what each does alone. A server's rate may be `load:0.4`, the
-rate that keeps the device busy for that share of the time, taken from what requests cost alone (`--turns` only).
+With `--clients` each thread is a client of the interposer (`tierline.kernels.client`), which has to be in the process;
+without it the threads have plain streams, all of one priority or (`--streams priority`) high-priority jobs on streams of
+high priority. `--turns` runs the jobs one after another instead of together: what each does alone. A server's rate may be
+`load:0.4`, the rate that keeps the device busy for that share of the time, taken from what the first such server's requests
+cost alone (`--turns` only).
 
 With `--hold` the process stops twice, says so on stdout and waits for a line on stdin: when torch is imported, before it
 touches the device, and when all jobs are ready. So the next measurement can be made ready while one is under way, and several
@@ -99,7 +100,9 @@ def stream_of(job: Job, device: str, clients: bool, streams: str) -> AbstractCon
     if clients:
         from tierline import kernels
 
-        warnings.simplefilter("error", kernels.OutsideTierline)  # without the interposer the figures would be another thing's
+        warnings.simplefilter(
+            "error", kernels.OutsideTierline
+        )  # without the interposer the figures would be another thing's
         return kernels.client(priority=job.priority, name=job.name)
     if device == "cpu":
         return contextlib.nullcontext()
@@ -173,6 +176,9 @@ def run(jobs: list[Job], options: argparse.Namespace) -> None:
         job.start.set()
         if options.turns:
             job.done.wait()
+            for other in jobs:
+                if other.load and job.load == other.load:
+                    other.rate, other.load = job.rate, 0.0
     for job in jobs:
         job.done.wait()
 
@@ -183,11 +189,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", choices=tuple(programs.SIZES), default="full")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the window (default: %(default)s)")
-    parser.add_argument("--settle", type=float, default=1.5, help="all jobs at work, not counted (default: %(default)s)")
+    parser.add_argument(
+        "--settle", type=float, default=1.5, help="all jobs at work, not counted (default: %(default)s)"
+    )
     parser.add_argument("--clients", action="store_true", help="threads are clients of the interposer")
     parser.add_argument("--streams", choices=("equal", "priority"), default="equal")
     parser.add_argument("--turns", action="store_true", help="one after another")
-    parser.add_argument("--hold", action="store_true", help="wait for a line before the device is touched, and when ready")
+    parser.add_argument(
+        "--hold", action="store_true", help="wait for a line before the device is touched, and when ready"
+    )
     options = parser.parse_args()
     jobs = [parse_job(text) for text in options.job]
     names = [job.name for job in jobs]

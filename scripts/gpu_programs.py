@@ -6,8 +6,9 @@
 
 A training is a small conv net or a stack of transformer blocks in bfloat16 under AdamW. A server answers requests one by
 one: open loop with Poisson arrivals (`--rate`), or back to back. `--how` says how the work reaches the device: `eager`,
-`graphs` (a whole step, or a whole request, is one CUDA graph) or `compile` (torch.compile). `check` gives the losses of both
-trainings and a server's answers, to be compared between runs; `--deterministic` makes them repeatable. Data are random with a fixed seed; nothing is downloaded.
+`graphs` (a whole step, or a whole request, is one CUDA graph) or `compile` (torch.compile). `check` gives the losses
+of both trainings and a server's answers, to be compared between runs; `--deterministic` makes them repeatable. Data are
+random with a fixed seed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from gpu_models import SIZES, Blocks, ConvNet, Size
 from torch.nn import functional
 
 HOWS = ("eager", "graphs", "compile")
@@ -33,97 +33,13 @@ POOL = 8  # batches that are drawn once and used in turn
 SYNC_EVERY = 4  # steps between two looks at the loss, as a training that logs has them
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """`image` is the side in pixels, `channels` of the first stage, `width` of the transformer, `tokens` of a sequence."""
-
-    image: int
-    channels: int
-    conv_batch: int
-    width: int
-    layers: int
-    tokens: int
-    train_batch: int
-    serve_width: int
-    serve_layers: int
-    serve_batch: int
-    classes: int = 100
-
-
-SIZES = {
-    "full": Size(32, 64, 512, 1024, 6, 512, 8, 2048, 12, 8),
-    "check": Size(32, 32, 64, 512, 2, 128, 8, 512, 2, 8),
-    "tiny": Size(8, 8, 4, 32, 1, 8, 2, 32, 1, 2, classes=10),
-}
-
-
-class ConvNet(nn.Module):
-    """Three stages of two residual blocks with batch normalisation, and a classifier."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, size.channels, 3, padding=1, bias=False)
-        stages: list[nn.Module] = []
-        width = size.channels
-        for stage in range(3):
-            for block in range(2):
-                wider = size.channels * 2**stage
-                stages.append(Residual(width, wider, stride=2 if stage and not block else 1))
-                width = wider
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(width, size.classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
-
-
-class Residual(nn.Module):
-    def __init__(self, width: int, wider: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, wider, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(wider, wider, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(wider), nn.BatchNorm2d(wider)])
-        self.skip = nn.Conv2d(width, wider, 1, stride, bias=False) if (width, stride) != (wider, 1) else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = functional.relu(self.norms[0](self.first(x)))
-        return functional.relu(self.norms[1](self.second(y)) + self.skip(x))
-
-
-class Blocks(nn.Module):
-    """A stack of transformer blocks over embeddings, with a classifier on the mean."""
-
-    def __init__(self, width: int, layers: int, classes: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.blocks(x)).mean(1))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = max(width // 64, 1)
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(self.norms[0](x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.mlp(self.norms[1](x))
-
-
 def check_how(how: str, device: str) -> None:
     if how == "graphs" and device != "cuda":
         raise SystemExit("gpu_programs.py: --how graphs needs --device cuda: CUDA graphs are not to be had elsewhere.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("gpu_programs.py: --device cuda, but torch finds no CUDA device; try --device cpu --size tiny.")
+        raise SystemExit(
+            "gpu_programs.py: --device cuda, but torch finds no CUDA device; try --device cpu --size tiny."
+        )
 
 
 def synchronize(device: str) -> None:
@@ -144,7 +60,11 @@ class Training:
         draw = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = ConvNet(self.size) if self.kind == "conv" else Blocks(self.size.width, self.size.layers, self.size.classes)
+            model = (
+                ConvNet(self.size)
+                if self.kind == "conv"
+                else Blocks(self.size.width, self.size.layers, self.size.classes)
+            )
         self.model = model.to(self.device, torch.bfloat16)
         if self.kind == "conv" and self.device == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -305,8 +225,8 @@ def train_for(training: Training, began_s: float, ended_s: float) -> dict[str, A
         last_loss = training.loss()
         steps += SYNC_EVERY
         seconds = time.monotonic() - start_s
-    if not steps:
-        return {"steps": 0, "seconds": 0.0, "first_loss": first_loss, "last_loss": first_loss}
+    if not steps:  # one step outlasted the window
+        return {"steps": 0, "seconds": ended_s - began_s, "first_loss": first_loss, "last_loss": first_loss}
     return {"steps": steps, "seconds": seconds, "first_loss": first_loss, "last_loss": last_loss}
 
 
