@@ -15,7 +15,7 @@ LIMIT = 950_000
 
 
 def region(periods: int = 10) -> SimpleNamespace:
-    """An object with the methods and attributes of `NativeRegion`."""
+    """An object with the methods and attributes of the native `Region`."""
     trace, waits_ns = [], 0
     now = 5_000_000_000
 
@@ -67,8 +67,8 @@ def client(slot: int, label: str, priority: str, launches: int, wait_ns: int, **
     waits[17] = launches // 2 if wait_ns else 0
     told = SimpleNamespace(
         launches=launches, at_once=launches - waits[17], waited=waits[17], forced=0, bypassed=1, overflowed=0, excess=0,
-        denied_bytes_calls=0, wait_ns=wait_ns, longest_wait_ns=240_000 if wait_ns else 0, predicted_busy_ns=900_000,
-        observed_busy_ns=1_000_000, corun_ns=250_000, waits=waits,
+        denied_allocations=0, wait_ns=wait_ns, longest_wait_ns=240_000 if wait_ns else 0, predicted_busy_ns=1_080_000,
+        observed_busy_ns=1_000_000, corun_ns=250_000, starved_ns=200_000, waits=waits,
     )  # fmt: skip
     row = SimpleNamespace(
         slot=slot, label=label, state=1, pid=100 + slot, priority=priority, waiting=0, memory_cap_bytes=8 << 30,

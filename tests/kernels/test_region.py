@@ -60,7 +60,7 @@ def test_records_in_shares_and_names(seen: region.RegionSeen) -> None:
 
 def test_speed_is_unknown_before_anything_was_observed(seen: region.RegionSeen) -> None:
     row = synthetic.client(0, "a", "high", 0, 0)
-    row.statistics.observed_busy_ns = 0
+    row.statistics.observed_busy_ns = row.statistics.starved_ns = 0
     fresh = region._client(row, "a")
     assert (fresh.speed, fresh.corun_share) == (None, 0.0)
 

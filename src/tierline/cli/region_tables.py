@@ -17,7 +17,7 @@ LIVE_NUMBERS = LIVE[3:]
 KERNELS = ("SHARE", "LAUNCHES", "TIME", "SM", "BW", "BOUND", "KNOWN BY", "WAITED", "STRETCH", "GRID", "KERNEL")
 KERNEL_NUMBERS = ("SHARE", "LAUNCHES", "TIME", "SM", "BW", "WAITED", "STRETCH", "GRID")
 # Words of the core for a reader.
-KNOWN_BY = {"none": "-", "learning": "learning", "assumed": "duration", "event": "event", "counters": "profile"}
+KNOWN_BY = {"none": "-", "learning": "learning", "assumed": "guess", "event": "event", "counters": "profile"}
 
 
 def span(time_ns: float) -> str:
@@ -42,9 +42,11 @@ def percent(share: float | None) -> str:
 
 
 def client_cells(client: ClientSeen) -> list[str]:
-    memory = render.size(client.memory_bytes) if client.memory_bytes else "-"
+    memory = render.size(client.memory_bytes) if client.memory_bytes or client.memory_cap_bytes else "-"
     if client.memory_cap_bytes:
         memory += f" of {render.size(client.memory_cap_bytes)}"
+    if client.denied_allocations:
+        memory += f", {client.denied_allocations} refused"
     return [
         str(client.launches),
         str(client.waited),

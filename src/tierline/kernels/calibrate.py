@@ -108,7 +108,7 @@ def _calibration(
 def _known_flops(facts: DeviceFacts) -> dict[str, Figure]:
     """Before anything is measured: the data sheet's 16-bit peak, and 32 bits by units and clock."""
     sheet = datasheet(facts.name)
-    known = {"bf16": Figure(sheet.flops_per_s, "datasheet")} if sheet else {}
+    known = {"16-bit": Figure(sheet.flops_per_s, "datasheet")} if sheet else {}
     if facts.fp32_flops_per_s:
         known["fp32"] = Figure(facts.fp32_flops_per_s, "attributes")
     return known

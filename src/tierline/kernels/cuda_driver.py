@@ -47,9 +47,7 @@ class DeviceFacts:
     @property
     def matrix_flops_per_s(self) -> float:
         """16-bit matrix products by SMs, clock and operations an SM and clock; 0 for a compute capability not known here."""
-        return float(
-            _MATRIX_OPERATIONS.get(int(self.compute_capability.partition(".")[0]), 0) * self.sms * self.sm_clock_hz
-        )
+        return float(_MATRIX_OPERATIONS.get(self.compute_capability, 0) * self.sms * self.sm_clock_hz)
 
     @property
     def fp32_flops_per_s(self) -> float:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tierline.core.errors import InvalidInput, NotFound
-from tierline.kernels.native import NativeClient, NativeKernel, NativeRegion, NativeTrace, open_region
+from tierline.kernels.native import open_region
+
+if TYPE_CHECKING:
+    from tierline._native import Client, Kernel, Region, TraceEntry
 
 PPM = 1_000_000
 SIMULATED = "simulated-"
@@ -33,7 +36,8 @@ class WaitBucket:
 class ClientSeen:
     """One client, here or gone. `name` is as it was given, `label` tells it from others of that name. `predicted_busy_ns`
     is what its launches were predicted to take alone, `observed_busy_ns` the wall time its streams were busy, `corun_ns`
-    the part of it with company. `sm_util` and `bw_util` are what it uses now."""
+    the part of it with company, `starved_ns` the time in which it had nothing but launches that waited. `sm_util` and
+    `bw_util` are what it uses now."""
 
     label: str
     name: str
@@ -56,6 +60,7 @@ class ClientSeen:
     predicted_busy_ns: int
     observed_busy_ns: int
     corun_ns: int
+    starved_ns: int
     iteration_ns: int
     sm_util: float
     bw_util: float
@@ -63,8 +68,9 @@ class ClientSeen:
 
     @property
     def speed(self) -> float | None:
-        """Its speed relative to running alone, as predicted; None before anything was observed."""
-        return self.predicted_busy_ns / self.observed_busy_ns if self.observed_busy_ns > 0 else None
+        """Its speed relative to running alone, waits counted; None before anything was observed."""
+        taken_ns = self.observed_busy_ns + self.starved_ns
+        return self.predicted_busy_ns / taken_ns if taken_ns > 0 else None
 
     @property
     def corun_share(self) -> float:
@@ -111,6 +117,7 @@ _SUMMED = (
     "predicted_busy_ns",
     "observed_busy_ns",
     "corun_ns",
+    "starved_ns",
     "sm_util",
     "bw_util",
 )
@@ -225,7 +232,7 @@ def read_region(path: Path, *, changes: bool = True) -> RegionSeen:
         raise InvalidInput(f"'{path}' cannot be read as a region: {str(error).rstrip('.')}.") from None
 
 
-def seen(region: NativeRegion, path: Path, *, changes: bool = True) -> RegionSeen:
+def seen(region: Region, path: Path, *, changes: bool = True) -> RegionSeen:
     """The native module's records as ours."""
     config, rows = region.config(), list(region.clients())
     kernels = tuple(_kernel(row) for row in region.kernels())
@@ -260,7 +267,7 @@ def seen(region: NativeRegion, path: Path, *, changes: bool = True) -> RegionSee
     )
 
 
-def _labels(rows: list[NativeClient]) -> dict[int, str]:
+def _labels(rows: list[Client]) -> dict[int, str]:
     """Slot -> label; two clients of one label are told apart by their process, or else by their slot."""
     counts: dict[str, int] = {}
     for row in rows:
@@ -276,7 +283,7 @@ def _labels(rows: list[NativeClient]) -> dict[int, str]:
     }
 
 
-def _client(row: NativeClient, label: str) -> ClientSeen:
+def _client(row: Client, label: str) -> ClientSeen:
     told = row.statistics
     return ClientSeen(
         label=label,
@@ -296,10 +303,11 @@ def _client(row: NativeClient, label: str) -> ClientSeen:
         waits=tuple(WaitBucket(1 << b, count) for b, count in enumerate(told.waits) if count),
         memory_bytes=row.memory_bytes,
         memory_cap_bytes=row.memory_cap_bytes,
-        denied_allocations=told.denied_bytes_calls,
+        denied_allocations=told.denied_allocations,
         predicted_busy_ns=told.predicted_busy_ns,
         observed_busy_ns=told.observed_busy_ns,
         corun_ns=told.corun_ns,
+        starved_ns=told.starved_ns,
         iteration_ns=row.iteration_ns,
         sm_util=row.sm_ppm / PPM,
         bw_util=row.bw_ppm / PPM,
@@ -307,7 +315,7 @@ def _client(row: NativeClient, label: str) -> ClientSeen:
     )
 
 
-def _kernel(row: NativeKernel) -> KernelSeen:
+def _kernel(row: Kernel) -> KernelSeen:
     return KernelSeen(
         key=row.key,
         name=row.name,
@@ -333,7 +341,7 @@ def _kernel(row: NativeKernel) -> KernelSeen:
     )
 
 
-def _change(row: NativeTrace, place: dict[int, int], names: dict[int, str]) -> Change:
+def _change(row: TraceEntry, place: dict[int, int], names: dict[int, str]) -> Change:
     return Change(
         at_ns=row.at_ns,
         kind=row.kind,

@@ -45,11 +45,12 @@ def own_stream(*, high: bool) -> Iterator[Any]:
 
 
 def peak_flops_per_s(device: int) -> dict[str, float]:
-    """Dense matrix products of 8192, the median of seven: operations per second by number format."""
+    """Dense matrix products of 8192, the median of seven: operations per second by number format (16-bit
+    is bf16, and fp16 before compute capability 8.0)."""
     torch = _torch()
     found = {}
-    for name in ("bf16", "fp32"):
-        kind = torch.bfloat16 if name == "bf16" else torch.float32
+    half = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    for name, kind in (("16-bit", half), ("fp32", torch.float32)):
         a, b = (torch.randn(_GEMM, _GEMM, device=f"cuda:{device}", dtype=kind) for _ in range(2))
         found[name] = 2.0 * _GEMM**3 / _median_s(partial(torch.mm, a, b, out=torch.empty_like(a)), device)
     return found
