@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from tierline.core.errors import InvalidInput, StateUnusable, UnknownName
-from tierline.core.nouns import NS_PER_S, Job, Node
+from tierline.core.nouns import NS_PER_S, Job, Node, PairSpeed
 
 if TYPE_CHECKING:
     from tierline.backends.jobs.local import LocalBackend
@@ -78,7 +78,8 @@ class StatePaths:
 class DaemonOptions:
     """What `tierline up` can be told. `slots` None = this machine's GPUs, else so many CPU slots; `listen` "" = the
     Unix socket alone; `allowed_hosts` are further names under which the TCP address may be called. Seconds: `quantum`,
-    `restart_cost`, `fill` (how long a round waits for company), `poll` (how often jobs are looked at)."""
+    `restart_cost`, `fill` (how long a round waits for company), `poll` (how often jobs are looked at). `share`: two jobs may
+    use one device; `pairs`: a file of measured pairs to begin with."""
 
     state: Path
     slots: int | None = None
@@ -92,6 +93,8 @@ class DaemonOptions:
     allowed_hosts: tuple[str, ...] = ()
     snapshot_every: int = 2_000
     poll: float = 0.2
+    share: bool = False
+    pairs: str = ""
 
     def __post_init__(self) -> None:
         if self.slots is not None and not 1 <= self.slots <= 4096:
@@ -108,6 +111,8 @@ class DaemonOptions:
             raise InvalidInput(f"snapshot_every = {self.snapshot_every}: at least 1 event is needed.")
         if not 0.01 <= self.poll <= 10:
             raise InvalidInput(f"poll = {self.poll}: between 0.01 and 10 seconds are allowed.")
+        if self.pairs and not self.share:
+            raise InvalidInput("--pairs says how jobs run beside each other and needs --share.")
         if self.listen:
             parse_listen(self.listen)
         length = len(os.fsencode(StatePaths(self.state).socket))
@@ -128,6 +133,7 @@ class Setting:
     fill_ns: int
     seed: int
     fair_by: Literal["job", "user", "sweep"]
+    share: bool = False
 
 
 def setting_of(options: DaemonOptions) -> Setting:
@@ -138,6 +144,7 @@ def setting_of(options: DaemonOptions) -> Setting:
         fill_ns=round(options.fill * NS_PER_S),
         seed=options.seed,
         fair_by=options.fair_by,
+        share=options.share,
     )
 
 
@@ -204,6 +211,7 @@ def _read_table(path: Path) -> dict[str, Any]:
 def build_scheduler(setting: Setting) -> JobScheduler:
     """The job tier as the setting says, in its initial state. Raises `UnknownName` for a policy nobody has."""
     from tierline.policies.jobs import make_policy
+    from tierline.policies.jobs.packing import GainPacking
     from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
 
     options = JobSchedulerOptions(
@@ -213,7 +221,7 @@ def build_scheduler(setting: Setting) -> JobScheduler:
         fair_by=setting.fair_by,
         fill_ns=setting.fill_ns,
     )
-    return JobScheduler(make_policy(setting.policy), options)
+    return JobScheduler(make_policy(setting.policy), options, GainPacking() if setting.share else None)
 
 
 def policy_names() -> dict[str, str]:
@@ -258,6 +266,32 @@ def build_backend(options: DaemonOptions, node: Node, clock: WallClock, lookup: 
     """The backend that runs jobs on this machine; with GPUs it also looks for processes of others on them."""
     from tierline.backends.jobs.devices import open_nvml
     from tierline.backends.jobs.local import LocalBackend
+    from tierline.backends.jobs.sharing import DeviceSharing
 
     nvml = open_nvml() if options.slots is None else None
-    return LocalBackend(clock, options.state, node.name, lookup, options.poll, devices=node.devices, nvml=nvml)
+    sharing = DeviceSharing(options.state.resolve()) if options.share else None
+    return LocalBackend(
+        clock, options.state, node.name, lookup, options.poll, devices=node.devices, nvml=nvml, sharing=sharing
+    )
+
+
+def check_sharing(options: DaemonOptions) -> None:
+    """Raises `MissingNative`, `NotFound` or `InvalidInput` when devices are to be shared and cannot."""
+    if options.share:
+        from tierline.backends.jobs.sharing import check_sharing
+
+        check_sharing()
+        measured_pairs(options, ())
+
+
+def measured_pairs(options: DaemonOptions, gpu_types: Iterable[str]) -> tuple[PairSpeed, ...]:
+    """Pairs of the file that was given, for these types; under "" those of its V100, for types that it does not have."""
+    if not options.pairs:
+        return ()
+    from tierline.workloads.pairs import STAND_IN, pair_speeds, read_pairs, table_of
+
+    tables = read_pairs(Path(options.pairs).expanduser())
+    found = pair_speeds("", table_of(tables, STAND_IN))
+    for gpu_type in gpu_types:
+        found += pair_speeds(gpu_type, tables.get(gpu_type, {}))
+    return found

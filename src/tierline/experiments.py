@@ -34,11 +34,13 @@ from tierline.core.nouns import NS_PER_S, Node
 from tierline.perf.bound import workload_bound
 from tierline.perf.truth import Record, Workload, clairvoyant_curves
 from tierline.policies.jobs import POLICIES, SEES_THE_FUTURE, make_policy, policy_class
+from tierline.policies.jobs.packing import GainPacking
 from tierline.runtime.codec import encode_actions, encode_event
 from tierline.runtime.driver import Driver
-from tierline.runtime.judge import Judgement, judge
+from tierline.runtime.judge import Judgement, SharingFigures, judge, sharing_figures
 from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
 from tierline.workloads import Scale, load
+from tierline.workloads.pairs import start_of, with_pairs
 
 PAPERS_FOUR = ("fair", "slaq", "gandiva", "oasis")
 PAPERS_MEAN_GAIN = 0.8728
@@ -55,7 +57,9 @@ FIGURES = tuple(field.name for field in dataclasses.fields(Judgement))
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is simulated. `policies` as in `parse_policy`; `nodes` the cluster; `jobs` 0 = all of the workload."""
+    """What is simulated. `policies` as in `parse_policy`; `nodes` the cluster; `jobs` 0 = all of the workload. `pairs`: a
+    file of measured pairs (`workloads/pairs.py`) from which jobs get their kinds and true speeds beside each other;
+    `share`: two jobs may share a device."""
 
     source: str
     nodes: tuple[Node, ...]
@@ -69,6 +73,14 @@ class Experiment:
     fair_by: str = "job"
     stragglers: float = 0.0
     node_loss_per_day: float = 0.0
+    pairs: str = ""
+    share: bool = False
+
+    def __post_init__(self) -> None:
+        if self.share and not self.pairs:
+            raise InvalidInput(
+                "--share needs --pairs FILE: without measured pairs nobody knows how jobs slow each other."
+            )
 
     @property
     def gpu_types(self) -> tuple[str, ...]:
@@ -86,6 +98,7 @@ class Run:
     hash: str
     bound: float
     judgement: Judgement
+    sharing: SharingFigures | None = None
 
 
 def parse_nodes(text: str) -> tuple[Node, ...]:
@@ -139,13 +152,17 @@ def build_policy(text: str, workload: Workload) -> JobPolicy:
 
 
 @lru_cache(maxsize=2)
-def build_workload(source: str, nodes: tuple[Node, ...], jobs: int, at_load: float, seed: int) -> Workload:
+def build_workload(
+    source: str, nodes: tuple[Node, ...], jobs: int, at_load: float, seed: int, pairs: str = ""
+) -> Workload:
     """The workload for this cluster; where it has several GPU types, jobs get the speeds of `TYPE_SPEED`.
 
     Raises InvalidInput when a job could never run on it.
     """
     types = [device.gpu_type for node in nodes for device in node.devices]
     workload = load(source, Scale(jobs=jobs, gpus=len(types), load=at_load, seed=seed))
+    if pairs:
+        workload = with_pairs(workload, pairs, seed)
     largest = max(types.count(t) for t in set(types))
     widest = max(workload.entries, key=lambda entry: entry.job.min_gpus).job
     if widest.min_gpus > largest:
@@ -195,39 +212,44 @@ def simulate(
 ) -> Record:
     """One run to its end; the same loop and scheduler as the daemon's."""
     clock = SimClock()
-    backend = SimBackend(
-        clock,
-        workload,
-        SimOptions(
-            nodes=experiment.nodes,
-            restart_ns=experiment.restart_ns,
-            straggler_share=experiment.stragglers,
-            node_loss_per_day=experiment.node_loss_per_day,
-            seed=seed,
-        ),
+    cluster = SimOptions(
+        nodes=experiment.nodes,
+        restart_ns=experiment.restart_ns,
+        straggler_share=experiment.stragglers,
+        node_loss_per_day=experiment.node_loss_per_day,
+        seed=seed,
     )
+    if experiment.share:
+        measured, window_ns, noise = start_of(experiment.pairs, seed)
+        cluster = dataclasses.replace(cluster, measured=measured, window_ns=window_ns, noise=noise)
+    backend = SimBackend(clock, workload, cluster)
     options = JobSchedulerOptions(
         quantum_ns=experiment.quantum_ns,
         restart_ns=experiment.restart_ns,
         fair_by=experiment.fair_by,  # type: ignore[arg-type]
         seed=seed,
     )
-    Driver(JobScheduler(policy, options), backend, clock, journal).run()
+    packing = GainPacking() if experiment.share else None
+    Driver(JobScheduler(policy, options, packing), backend, clock, journal).run()
     return backend.record()
 
 
 @lru_cache(maxsize=4)
 def bound_of(experiment: Experiment, at_load: float, seed: int) -> float:
-    """The LP bound, NaN for workloads too large for it."""
-    workload = build_workload(experiment.source, experiment.nodes, experiment.jobs, at_load, seed)
+    """The LP bound of exclusive devices, NaN for workloads too large for it."""
+    workload = workload_of(experiment, at_load, seed)
     if len(workload.entries) > BOUND_MOST_JOBS:
         return math.nan
     return workload_bound(workload, experiment.gpu_types)
 
 
+def workload_of(experiment: Experiment, at_load: float, seed: int) -> Workload:
+    return build_workload(experiment.source, experiment.nodes, experiment.jobs, at_load, seed, experiment.pairs)
+
+
 def run_one(experiment: Experiment, policy: str, at_load: float, seed: int, events: Path | None = None) -> Run:
     """Simulate and judge one policy on one workload."""
-    workload = build_workload(experiment.source, experiment.nodes, experiment.jobs, at_load, seed)
+    workload = workload_of(experiment, at_load, seed)
     bound = bound_of(experiment, at_load, seed)
     built = build_policy(policy, workload)
     if events is None:
@@ -235,7 +257,8 @@ def run_one(experiment: Experiment, policy: str, at_load: float, seed: int, even
     else:
         with LinesJournal(events) as journal:
             record = simulate(workload, built, experiment, seed, journal)
-    return Run(policy, at_load, seed, workload.hash, bound, judge(workload, record, bound))
+    sharing = sharing_figures(record) if experiment.share else None
+    return Run(policy, at_load, seed, workload.hash, bound, judge(workload, record, bound), sharing)
 
 
 def run_all(
@@ -264,7 +287,7 @@ def run_all(
             runs.append(run_one(experiment, policy, at_load, seed, events))
             on_run(runs[-1])
         return runs
-    build_workload(experiment.source, experiment.nodes, experiment.jobs, experiment.loads[0], experiment.seed)
+    workload_of(experiment, experiment.loads[0], experiment.seed)
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run_one, experiment, *task) for task in tasks]
         try:
@@ -319,6 +342,7 @@ def as_json(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
         "restart_s": experiment.restart_ns / NS_PER_S,
         "fair_by": experiment.fair_by,
         "paper_mean_gain": PAPERS_MEAN_GAIN,
+        **({"pairs": _public_name(f":{experiment.pairs}")[1:], "share": experiment.share} if experiment.pairs else {}),
         **only,
         "loads": loads,
     }
@@ -326,7 +350,7 @@ def as_json(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _load_json(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
     first = runs[0]
-    workload = build_workload(experiment.source, experiment.nodes, experiment.jobs, first.load, first.seed)
+    workload = workload_of(experiment, first.load, first.seed)
     found = ratios(runs)
     policies: dict[str, Any] = {}
     for policy in experiment.policies:
@@ -338,6 +362,12 @@ def _load_json(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
             "half_width_95": {figure: _finite(s.half) for figure, s in spreads.items()},
             "seeds": [{figure: _finite(value) for figure, value in seed.items()} for seed in seeds],
         }
+        shared = [dataclasses.asdict(run.sharing) for run in runs if run.policy == policy and run.sharing is not None]
+        if shared:
+            policies[policy]["sharing"] = {
+                "mean": {figure: _finite(spread(seed[figure] for seed in shared).mean) for figure in shared[0]},
+                "seeds": [{figure: _finite(value) for figure, value in seed.items()} for seed in shared],
+            }
     return {
         "load": first.load,
         "recipe": dataclasses.asdict(workload.recipe),  # type: ignore[call-overload]

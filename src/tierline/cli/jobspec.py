@@ -208,6 +208,10 @@ def job(
     restarts: int = 3,
     deadline_text: str = "",
     env: Sequence[str] = (),
+    workload: str = "",
+    sm_util: float = 0.0,
+    bw_util: float = 0.0,
+    exclusive: bool = False,
 ) -> JobRequest:
     """One job from the texts of the options."""
     from tierline.cli.client import JobRequest
@@ -248,6 +252,10 @@ def job(
         preemptible=preemptible,
         grace_s=grace_s,
         max_restarts=restarts,
+        workload=workload,
+        sm_util=sm_util,
+        bw_util=bw_util,
+        shareable=not exclusive,
     )
 
 

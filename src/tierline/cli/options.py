@@ -20,6 +20,24 @@ GpuType = Annotated[
 GpuMemory = Annotated[
     str, typer.Option("--gpu-memory", metavar="SIZE", help="Per GPU, as in 24G.", rich_help_panel=RESOURCES)
 ]
+SHARING = "Sharing a device (where `tierline up --share`)"
+Workload = Annotated[
+    str,
+    typer.Option("--workload", metavar="NAME", help="The measured kind of job that it is.", rich_help_panel=SHARING),
+]
+SmUtil = Annotated[
+    float,
+    typer.Option(
+        "--sm-util", min=0.0, max=1.0, help="Share of a device's compute it uses alone.", rich_help_panel=SHARING
+    ),
+]
+BwUtil = Annotated[
+    float,
+    typer.Option("--bw-util", min=0.0, max=1.0, help="Share of its memory bandwidth.", rich_help_panel=SHARING),
+]
+Exclusive = Annotated[
+    bool, typer.Option("--exclusive", help="Let no other job onto its device.", rich_help_panel=SHARING)
+]
 Metric = Annotated[
     str,
     typer.Option(

@@ -31,7 +31,7 @@ def row(job: JobStatus, now_ns: int) -> list[str]:
         job.job_id,
         job.sweep or "-",
         job.phase,
-        str(job.gpus),
+        f"{job.gpus}*" if job.shares_with else str(job.gpus),
         steps,
         render.number(job.loss),
         render.number(job.utility, 3),
@@ -55,7 +55,7 @@ def ps(
 
     LOSS is the newest value of the metric, with its sign turned for a metric that shall grow (--metric NAME:max).
     UTILITY is the progress made (0 chance, 1 target), DENSITY the utility that the next GPU-second is expected to buy,
-    PRICE what a GPU-second cost when the job was last decided about.
+    PRICE what a GPU-second cost when the job was last decided about. A * behind GPUS: another job uses them too.
 
     Example: `tierline ps --sweep digits --all`
     """

@@ -68,6 +68,14 @@ def jobs(
     fair_by: Annotated[str, typer.Option(metavar="job|user|sweep", help="Whose jobs share one weight.")] = "job",
     stragglers: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of nodes at half speed.")] = 0.0,
     node_loss: Annotated[float, typer.Option(min=0.0, help="Expected losses a node and day.")] = 0.0,
+    pairs: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Measured pairs: jobs get their kinds, --share its truth; ?start=p100&hidden=0&window=60&noise=0.05.",
+        ),
+    ] = "",
+    share: Annotated[bool, typer.Option("--share", help="Two jobs may use one device; needs --pairs.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one per core.")] = 0,
     json_file: Annotated[str, typer.Option("--json", metavar="FILE|-", help="Write the results as JSON.")] = "",
     events: Annotated[str, typer.Option(metavar="FILE", help="Write every event and action of a single run.")] = "",
@@ -97,6 +105,8 @@ def jobs(
         fair_by=fair_by,
         stragglers=stragglers,
         node_loss_per_day=node_loss,
+        pairs=pairs,
+        share=share,
     )
     for name in (json_file, plot):
         if name not in ("", "-") and not Path(name).absolute().parent.is_dir():
@@ -180,6 +190,8 @@ def show(entry: dict[str, Any], paper: float) -> None:
     else:
         print(title)
         print(render.plain_table(headings, rows))
+    if sharing := {name: found["sharing"]["mean"] for name, found in ranked if "sharing" in found}:
+        _show_sharing(sharing)
     if any(found["sees_the_future"] for found in entry["policies"].values()):
         print("* sees the future")
     if ratios := entry["ratios"]:
@@ -188,6 +200,17 @@ def show(entry: dict[str, Any], paper: float) -> None:
             f"explsched's utility over {parts}; mean {ratios['mean']:+.2%} (the paper, on its own workload: {paper:+.2%})"
         )
     print()
+
+
+def _show_sharing(sharing: dict[str, dict[str, float]]) -> None:
+    """What sharing did, a line a policy."""
+    print("Two jobs may share a device. The bound is that of exclusive devices: of bound may exceed 1.")
+    for name, mean in sharing.items():
+        print(
+            f"{name}: {mean['packs']:.0f} pairs made, {mean['bad']:.0f} of them bad (speeds add up to 1 or less; such a pair "
+            f"lasted {mean['mean_bad_s']:.0f} s on average), {mean['unpacks']:.0f} guests asked to leave; "
+            f"{mean['shared_gpu_s'] / 3600:.0f} GPU-h shared at {mean['mean_speeds'] or 0:.2f} jobs' speed a device"
+        )
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:

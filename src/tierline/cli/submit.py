@@ -44,6 +44,10 @@ def submit(
     gpus: options.Gpus = "1",
     gpu_type: options.GpuType = None,
     gpu_memory: options.GpuMemory = "",
+    workload: options.Workload = "",
+    sm_util: options.SmUtil = 0.0,
+    bw_util: options.BwUtil = 0.0,
+    exclusive: options.Exclusive = False,
     metric: options.Metric = "loss",
     progress: options.ProgressFrom = "report",
     steps: options.Steps = 0,
@@ -95,6 +99,10 @@ def submit(
         restarts=restarts,
         deadline_text=deadline,
         env=env or (),
+        workload=workload,
+        sm_util=sm_util,
+        bw_util=bw_util,
+        exclusive=exclusive,
     )
     with connect() as client:
         (job_id,) = client.submit([request], declared)

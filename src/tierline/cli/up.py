@@ -44,6 +44,13 @@ def up(
     ] = None,
     fair_by: Annotated[str | None, typer.Option(metavar="job|user|sweep", help="Whose jobs share one weight.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the policy's draws.")] = None,
+    share: Annotated[
+        bool | None,
+        typer.Option("--share/--exclusive", help="Two jobs may use one device, where that gains. [default: exclusive]"),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measured speeds of jobs beside each other, as Gavel has them.")
+    ] = None,
     state: StateOption = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Listen on TCP too; callers need a token of tokens.json.")
@@ -71,6 +78,8 @@ def up(
         "restart_cost": restart_cost,
         "fair_by": fair_by,
         "seed": seed,
+        "share": share,
+        "pairs": pairs if pairs is None else str(Path(pairs).absolute()),
         "state": state,
         "listen": listen,
     }
@@ -89,10 +98,11 @@ def _detach(options: DaemonOptions, command: list[str]) -> None:
     from rich.console import Console
 
     from tierline.cli.client import connect
-    from tierline.config import StatePaths, build_scheduler, setting_of
+    from tierline.config import StatePaths, build_scheduler, check_sharing, setting_of
     from tierline.core.errors import InvalidInput, StateUnusable
 
     build_scheduler(setting_of(options))  # an unknown policy is told before a folder for the log is made
+    check_sharing(options)
     paths = StatePaths(options.state)
     is_new = not options.state.exists()
     try:

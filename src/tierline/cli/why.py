@@ -24,6 +24,8 @@ def summary(job: JobStatus) -> str:
     """One sentence about how the job stands now."""
     progress = f", step {job.step}, best loss {render.number(job.best_loss)}" if job.step is not None else ""
     place = f" on {', '.join(job.device_ids)}" if job.device_ids else ""
+    if job.shares_with:
+        place += f", shared with {', '.join(job.shares_with)} at {job.speed:.2f} of its speed"
     used = f"{job.attained_gpu_s:.1f} GPU-seconds used, {job.restarts} restart{'' if job.restarts == 1 else 's'}"
     return f"{job.job_id} is {job.phase}{place}{progress}; {used}."
 

@@ -10,7 +10,8 @@ class StartJob:
     """Start this attempt on these devices. `attempt` counts from 1; a backend starts each attempt at most once.
 
     `density` (utility per GPU-second) is what the policy expected, `price` the clearing price λ at that moment; both
-    are 0.0 for policies that know neither.
+    are 0.0 for policies that know neither. `shares_with`: jobs that hold these devices already and go on; then this
+    attempt is the guest, with the lower claim on the device. () = the devices are its own.
     """
 
     job_id: str
@@ -20,6 +21,7 @@ class StartJob:
     reason: str
     density: float = 0.0
     price: float = 0.0
+    shares_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

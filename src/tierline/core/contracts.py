@@ -28,6 +28,15 @@ class JobPolicy(Protocol):
     def plan(self, view: ClusterView, rng: random.Random) -> Plan: ...
 
 
+class Packing(Protocol):
+    """Asks the policy for the exclusive allocation and adds who shall share a device with whom (`policies/jobs/packing`).
+
+    `view.sharing` is never None. Pure, without memory.
+    """
+
+    def plan(self, policy: JobPolicy, view: ClusterView, rng: random.Random) -> Plan: ...
+
+
 class Scheduler(Protocol):
     """A state machine without I/O: the only place where state changes and where hard limits hold."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierline.core.nouns import Job, Node, Outcome, Report, Sweep
+from tierline.core.nouns import Job, Node, Outcome, PairSpeed, Report, Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,26 @@ class JobExited:
 
 
 @dataclass(frozen=True, slots=True)
+class PairsMeasured:
+    """How fast kinds of jobs run beside each other, as measured before this run: what predictions start from."""
+
+    pairs: tuple[PairSpeed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlowdownSeen:
+    """An attempt that shares devices with `with_jobs` ran at `speed` (0..1, of its speed alone) over the last
+    `window_ns`; `launches` it made in that time (0 = not counted)."""
+
+    job_id: str
+    attempt: int
+    with_jobs: tuple[str, ...]
+    speed: float
+    window_ns: int
+    launches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer that the scheduler had set. `name` is `quantum` or `fill`."""
 
@@ -127,5 +147,7 @@ Event = (
     | JobStarted
     | ProgressReported
     | JobExited
+    | PairsMeasured
+    | SlowdownSeen
     | TimerFired
 )

@@ -11,6 +11,8 @@ class JobStatus:
 
     `phase` is the lower-case name of `Phase`. `reason` is the newest decision about the job or why it waits.
     `restarts` counts attempts after the first. `loss` is the newest finite loss, `best_loss` the lowest so far.
+    `shares_with`: jobs that use devices of this one too; `speed`: what it is expected to run at beside them, 1.0 = as
+    alone. A shared device is charged to each at half in `attained_gpu_s`.
     """
 
     job_id: str
@@ -37,11 +39,14 @@ class JobStatus:
     density: float | None
     price: float | None
     reason: str
+    shares_with: tuple[str, ...] = ()
+    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One device now; `job_id` "" when free, `blocked` the reason while processes of others use it."""
+    """One device now; `job_id` "" when free, `guest` a second job on it ("" = none), `blocked` the reason while
+    processes of others use it."""
 
     device_id: str
     node: str
@@ -49,6 +54,7 @@ class DeviceStatus:
     memory_bytes: int
     job_id: str
     blocked: str
+    guest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +82,4 @@ class AttemptStatus:
     leaving: bool  # asked to leave (preempted or stopped); `stop_for_good` says which
     stop_for_good: bool
     report_offset: int
+    shares_with: tuple[str, ...] = ()  # as its StartJob said

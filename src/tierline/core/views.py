@@ -93,12 +93,31 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
+class SharingView:
+    """Who uses devices together, and how fast kinds of jobs run beside each other (`perf/interference.py`).
+
+    `kind` (J): index into the axes of `speed`, −1 = nothing is known of it, so nothing is predicted. `speed` (T × K × K):
+    `speed[t, a, b]` of kind a beside kind b on type t, relative to alone; NaN = not known. `open_gpus` (J): devices the
+    job holds that a second job may use too. `pairs` (P × 3): (host row, guest row, devices they share); a host was on the
+    devices first. `memory_bytes` (J): declared per device; `device_memory_bytes` (T): least of the type, 0 = not known.
+    """
+
+    kind: Ints
+    speed: Floats
+    open_gpus: Ints
+    shareable: Bools
+    pairs: Ints
+    memory_bytes: Ints
+    device_memory_bytes: Ints
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The cluster at one moment.
 
     `free` and `total` (T): devices per type that are free, and that are usable at all (blocked ones are not).
     `may_preempt` is False in a fill round (between quanta), when only free devices may be given out.
-    `forecast` is None unless the policy declares `needs_forecast`.
+    `forecast` is None unless the policy declares `needs_forecast`, `sharing` unless sharing is switched on.
     """
 
     now_ns: int
@@ -112,17 +131,20 @@ class ClusterView:
     forecast: Forecast | None
     users: tuple[str, ...]
     sweeps: tuple[str, ...]
+    sharing: SharingView | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A proposal: job in row `row` shall hold `gpus` devices of type index `gpu_type` (0 = leave its devices)."""
+    """A proposal: job in row `row` shall hold `gpus` devices of type index `gpu_type` (0 = leave its devices). `onto`:
+    rows of the jobs whose devices it shall share, in the order in which theirs are taken; () = devices of its own."""
 
     row: int
     gpus: int
     gpu_type: int
     reason: str
     density: float = 0.0
+    onto: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +160,15 @@ class Plan:
     """A policy's answer: only what shall change. Order matters: grants are tried first to last.
 
     `price`: the clearing price λ per GPU type, utility per GPU-second: density of the best unit refused, 0.0 if none
-    was. `density` (J): what each job bid, for `tierline why`; None for policies without bids.
+    was. `density` (J): what each job bid, for `tierline why`; None for policies without bids. `refused`: rows that asked
+    in vain, best first; read where devices are shared (None = order of submission).
     """
 
     grants: tuple[Grant, ...] = ()
     drops: tuple[Drop, ...] = ()
     price: Mapping[str, float] | None = None
     density: Floats | None = None
+    refused: Ints | None = None
 
 
 EMPTY_PLAN = Plan()

@@ -6,6 +6,7 @@ No policy or scheduler may import this module (an import contract checks it): a 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
@@ -75,7 +76,8 @@ class Workload:
     """Timed jobs with their hidden courses, generated once from a recipe. `entries` are in order of arrival.
 
     `gpus`: devices the load was scaled for. `normalisers` has one entry per sweep, in the order of `sweeps`.
-    `recipe` is a frozen dataclass of every parameter; the same recipe always gives the same `hash`.
+    `recipe` is a frozen dataclass of every parameter; the same recipe always gives the same `hash`. `pair_speed`: true
+    speed (0..1 of alone) of a job of the first measured kind on a device that one of the second kind uses too.
     """
 
     name: str
@@ -84,10 +86,11 @@ class Workload:
     normalisers: tuple[Normaliser, ...]
     entries: tuple[Arrival, ...] = field(repr=False)
     gpus: int = 1
+    pair_speed: Mapping[tuple[str, str], float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) over everything generated: arrivals, jobs, curves, ends, scales and devices."""
+        """SHA-256 (hex) over everything generated: arrivals, jobs, curves, ends, scales, devices and pairs."""
         digest = hashlib.sha256()
         _add(digest, repr((self.name, self.gpus)))
         for sweep, scale in zip(self.sweeps, self.normalisers, strict=True):
@@ -100,6 +103,8 @@ class Workload:
             digest.update(losses.astype("<f8").tobytes())
             ends = (truth.duration_s, truth.stop_fraction, truth.fail_fraction)
             digest.update(np.asarray(ends, dtype="<f8").tobytes())
+        for pair, speed in sorted(self.pair_speed.items()):
+            _add(digest, repr((pair, speed)))
         return digest.hexdigest()
 
     @property
@@ -166,9 +171,10 @@ def clairvoyant_curves(workload: Workload) -> dict[str, tuple[Floats, Floats]]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One attempt as the backend saw it. It held `gpus` devices from `start_ns` to `end_ns`; its progress went
-    linearly from share `share_from` at `work_ns` (after the restart cost) to `share_to` at `stop_ns`; `kept` is the
-    share that the next attempt starts from (less than `share_to` when a node was lost)."""
+    """One attempt as the backend saw it, or a part of one between two changes of who shares its devices. It held
+    `gpus` devices from `start_ns` to `end_ns`; its progress went linearly from share `share_from` at `work_ns` (after the
+    restart cost) to `share_to` at `stop_ns`; `kept` is the share that the next attempt starts from (less than `share_to`
+    when a node was lost). `charge` of its devices' time is its own: a device shared by two is charged to each at half."""
 
     row: int  # index into Workload.entries
     attempt: int
@@ -181,7 +187,24 @@ class Segment:
     share_from: float
     share_to: float
     kept: float
-    outcome: Outcome | Literal["running"]  # running: the record was taken before it ended
+    outcome: Outcome | Literal["running"]  # running: the record was taken before it ended, or the attempt went on
+    charge: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTime:
+    """Two jobs (rows of Workload.entries) on `gpus` devices together, and how fast each truly was there. `end`: how the
+    first of them left, "" while the record was taken; `guest_left`: whether that was the guest."""
+
+    host: int
+    guest: int
+    gpus: int
+    start_ns: int
+    end_ns: int
+    host_speed: float
+    guest_speed: float
+    end: str
+    guest_left: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +216,4 @@ class Record:
     capacity: tuple[tuple[int, str, int], ...]
     end_ns: tuple[int, ...]  # per entry: when it ended; −1 = it never did
     events: int
+    shared: tuple[SharedTime, ...] = ()

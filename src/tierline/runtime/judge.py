@@ -11,6 +11,8 @@ Every figure is an exact integral over the record; nothing is asked of the sched
 - wasted_gpu_s, up to H: GPU-seconds after the last improvement of jobs that their user stops, that fail or diverge, and
   all GPU-seconds of jobs that never beat chance. What a job will do decides, not how far this schedule let it go.
 - idle_gpu_s, whole run: integral of min(free devices, demand of waiting jobs), counting jobs that would fit.
+- A device shared by two jobs is charged to each at half, so GPU-seconds add up to those of the devices. The bound is that
+  of exclusive devices: with sharing `of_bound` may exceed 1.
 - mean_jct_s, makespan_s, preemptions: whole run.
 """
 
@@ -26,6 +28,43 @@ import numpy as np
 from tierline.core.nouns import NS_PER_S
 from tierline.core.views import Floats
 from tierline.perf.truth import Record, Segment, Truth, Workload, until_end, utility_curve
+
+
+@dataclass(frozen=True, slots=True)
+class SharingFigures:
+    """What sharing did in one run. A pair is *bad* when its true speeds add up to 1 or less: taking turns would do as well.
+    `packs` pairs were made, `bad` of them bad; `unpacks` were ended by asking the guest to leave, `bad_unpacks` of those
+    bad. `shared_gpu_s`, `bad_gpu_s`: GPU-seconds of devices under a pair, under a bad one; `mean_bad_s`, `longest_bad_s`:
+    how long bad pairs lasted; `mean_speeds`: mean over time of the true speeds of a pair added up."""
+
+    packs: int
+    bad: int
+    unpacks: int
+    bad_unpacks: int
+    shared_gpu_s: float
+    bad_gpu_s: float
+    mean_bad_s: float
+    longest_bad_s: float
+    mean_speeds: float
+
+
+def sharing_figures(record: Record) -> SharingFigures:
+    pairs = [(each, (each.end_ns - each.start_ns) / NS_PER_S) for each in record.shared]
+    bad = [(each, seconds) for each, seconds in pairs if each.host_speed + each.guest_speed <= 1.0]
+    unpacked = [each for each, _ in pairs if each.guest_left and each.end == "preempted"]
+    shared_gpu_s = sum(each.gpus * seconds for each, seconds in pairs)
+    both = sum((each.host_speed + each.guest_speed) * each.gpus * seconds for each, seconds in pairs)
+    return SharingFigures(
+        packs=len(pairs),
+        bad=len(bad),
+        unpacks=len(unpacked),
+        bad_unpacks=sum(each.host_speed + each.guest_speed <= 1.0 for each in unpacked),
+        shared_gpu_s=shared_gpu_s,
+        bad_gpu_s=sum(each.gpus * seconds for each, seconds in bad),
+        mean_bad_s=sum(seconds for _, seconds in bad) / len(bad) if bad else 0.0,
+        longest_bad_s=max((seconds for _, seconds in bad), default=0.0),
+        mean_speeds=both / shared_gpu_s if shared_gpu_s else math.nan,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +195,15 @@ def idle_gpu_ns(workload: Workload, record: Record) -> float:
 
     A job fits when one GPU type that it may use has `min_gpus` free devices.
     """
-    changes: list[tuple[int, str, int]] = [(at, gpu_type, step) for at, gpu_type, step in record.capacity]
+    changes: list[tuple[int, str, float]] = [(at, gpu_type, step) for at, gpu_type, step in record.capacity]
     waits: list[tuple[int, tuple[int, tuple[str, ...]], int]] = []
     kinds = [(entry.job.min_gpus, entry.job.gpu_types) for entry in workload.entries]
     since = {row: entry.time_ns for row, entry in enumerate(workload.entries)}
     over = max((segment.end_ns for segment in record.segments), default=0)
     for segment in record.segments:
         changes += [
-            (segment.start_ns, segment.gpu_type, -segment.gpus),
-            (segment.end_ns, segment.gpu_type, segment.gpus),
+            (segment.start_ns, segment.gpu_type, -segment.gpus * segment.charge),
+            (segment.end_ns, segment.gpu_type, segment.gpus * segment.charge),
         ]
         waits += [(since[segment.row], kinds[segment.row], 1), (segment.start_ns, kinds[segment.row], -1)]
         since[segment.row] = segment.end_ns
@@ -174,7 +213,7 @@ def idle_gpu_ns(workload: Workload, record: Record) -> float:
             waits += [(from_ns, kinds[row], 1), (until, kinds[row], -1)]
     changes.sort(key=lambda change: change[0])
     waits.sort(key=lambda change: change[0])
-    free: dict[str, int] = defaultdict(int)
+    free: dict[str, float] = defaultdict(float)
     waiting: dict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
     times = sorted({at for at, *_ in changes} | {at for at, *_ in waits})
     total, c, w = 0.0, 0, 0
@@ -190,7 +229,7 @@ def idle_gpu_ns(workload: Workload, record: Record) -> float:
     return total
 
 
-def _usable(free: dict[str, int], waiting: dict[tuple[int, tuple[str, ...]], int]) -> int:
+def _usable(free: dict[str, float], waiting: dict[tuple[int, tuple[str, ...]], int]) -> float:
     fitting: set[str] = set()
     demand = 0
     for (size, types), count in waiting.items():
@@ -217,4 +256,4 @@ def _gpu_ns_after(segment: Segment, share: float, horizon: int) -> float:
     else:
         done = (share - segment.share_from) / (segment.share_to - segment.share_from)
         begin = segment.work_ns + done * (segment.stop_ns - segment.work_ns)
-    return segment.gpus * max(min(segment.end_ns, horizon) - begin, 0.0)
+    return segment.charge * segment.gpus * max(min(segment.end_ns, horizon) - begin, 0.0)

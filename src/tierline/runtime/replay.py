@@ -151,7 +151,7 @@ def effects(actions: Sequence[Action]) -> list[tuple[object, ...]]:
 def _effect(action: Action) -> tuple[object, ...]:
     match action:
         case StartJob(job_id, attempt, device_ids, resume):
-            return "start", job_id, attempt, device_ids, resume
+            return "start", job_id, attempt, device_ids, resume, action.shares_with
         case PreemptJob(job_id, attempt):
             return "preempt", job_id, attempt
         case StopJob(job_id, attempt):

@@ -36,6 +36,7 @@ from tierline.core.events import (
     JobStarted,
     JobSubmitted,
     ProgressReported,
+    SlowdownSeen,
     StopRequested,
 )
 from tierline.runtime.codec import encode_actions, encode_event
@@ -231,7 +232,7 @@ def _event_mentions(event: Event) -> Iterable[tuple[str, str]]:
         return ((event.job.job_id, "event"),)
     if isinstance(event, ProgressReported):
         return ((report.job_id, "report") for report in event.reports)
-    if isinstance(event, (JobHeld, JobReleased, StopRequested, JobStarted, JobExited)):
+    if isinstance(event, (JobHeld, JobReleased, StopRequested, JobStarted, JobExited, SlowdownSeen)):
         return ((event.job_id, "event"),)
     return ()
 

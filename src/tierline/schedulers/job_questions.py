@@ -9,6 +9,7 @@ import numpy as np
 from tierline.core.nouns import Phase
 from tierline.core.status import ClusterStatus, DeviceStatus, JobStatus
 from tierline.schedulers.job_record import JobRecord
+from tierline.schedulers.job_sharing import discount_ns
 from tierline.schedulers.job_state import JobTierState
 
 
@@ -17,6 +18,13 @@ def job_status(state: JobTierState, record: JobRecord, now_ns: int) -> JobStatus
     if record.row < 0:
         return record.status(now_ns, record.utility, record.reason)
     status = record.status(now_ns, state.bank.utility(record.row), record.reason)
+    if partners := state.pool.partners(record.job.job_id, record.device_ids):
+        status = dataclasses.replace(
+            status,
+            shares_with=tuple(partners),
+            speed=state.speed_beside(record),
+            attained_gpu_s=status.attained_gpu_s - discount_ns(state, record, now_ns) / 1e9,
+        )
     bid = float(state.table.floats("bid")[record.row])
     if np.isnan(bid):
         return status
@@ -28,7 +36,7 @@ def job_status(state: JobTierState, record: JobRecord, now_ns: int) -> JobStatus
 
 
 def cluster_status(state: JobTierState, policy: str, quantum_s: float, now_ns: int) -> ClusterStatus:
-    owner, blocked = state.pool.owner, state.pool.blocked
+    owner, guest, blocked = state.pool.owner, state.pool.guest, state.pool.blocked
     n = len(state.table)
     return ClusterStatus(
         now_ns=now_ns,
@@ -42,6 +50,7 @@ def cluster_status(state: JobTierState, policy: str, quantum_s: float, now_ns: i
                 memory_bytes=device.memory_bytes,
                 job_id=owner.get(device.device_id, ""),
                 blocked=blocked.get(device.device_id, ""),
+                guest=guest.get(device.device_id, ""),
             )
             for device, node in state.pool.devices()
         ),

@@ -37,6 +37,7 @@ class JobRecord:
     best_loss: float | None = None
     utility: float | None = None  # final, once the job has ended
     report_offset: int = 0
+    shares_with: tuple[str, ...] = ()  # as its newest StartJob said; who is there now, the pool knows
     reason: str = "waits for its first round"
     density: float | None = None
     price: float | None = None
@@ -82,6 +83,7 @@ class JobRecord:
             leaving=self.leaving != "",
             stop_for_good=self.leaving == "stop",
             report_offset=self.report_offset,
+            shares_with=self.shares_with,
         )
 
 

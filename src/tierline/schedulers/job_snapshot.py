@@ -24,6 +24,7 @@ def dump(s: JobTierState, policy: JobPolicy) -> dict[str, Any]:
         "nodes": msgspec.to_builtins(list(s.pool.nodes.values())),
         "gpu_types": list(s.pool.gpu_types),
         "blocked": dict(s.pool.blocked),
+        "guests": dict(s.pool.guest),
         "free": s.pool.order(),
         "jobs": [msgspec.to_builtins(record) for record in s.jobs.values()],
         "table_ids": list(s.table.ids),
@@ -41,6 +42,7 @@ def dump(s: JobTierState, policy: JobPolicy) -> dict[str, Any]:
         "elastic": s.elastic,
         "weights_stale": s.weights_stale,
         "bank": s.bank.dump(),
+        "interference": s.interference.dump(),
         "policy": {f.name: msgspec.to_builtins(getattr(policy, f.name)) for f in _memory(policy)},
     }
 
@@ -53,16 +55,21 @@ def load(s: JobTierState, policy: JobPolicy, state: dict[str, Any]) -> None:
     s.pool.blocked.update(state["blocked"])
     records = [msgspec.convert(row, JobRecord) for row in state["jobs"]]
     s.jobs.update((record.job.job_id, record) for record in records)
+    guests: dict[str, str] = state.get("guests", {})  # records of versions before sharing have none
     for record in records:
-        s.pool.seize(record.job.job_id, record.device_ids)
+        job_id = record.job.job_id
+        s.pool.seize(job_id, tuple(d for d in record.device_ids if guests.get(d) != job_id))
+    s.pool.guest.update(guests)
     s.pool.restore_order(state["free"])
     s.users.update((name, i) for i, name in enumerate(state["users"]))
     s.sweep_index.update((name, i) for i, name in enumerate(state["sweep_index"]))
     s.sweeps.update((sweep.sweep_id, sweep) for sweep in msgspec.convert(state["sweeps"], list[Sweep]))
+    if "interference" in state:
+        s.interference.load(state["interference"])
     s.table.set_types(len(s.pool.gpu_types), ())
     for job_id in state["table_ids"]:
         job = s.jobs[job_id].job
-        s.table.append(job, 0, s.users[job.user], 0, s.type_speed(job))
+        s.table.append(job, 0, s.users[job.user], 0, s.type_speed(job), s.interference.kind(job))
     columns = {name: base64.b64decode(text) for name, text in state["table"].items()}
     s.table.load_columns({name: np.frombuffer(raw, np.uint8) for name, raw in columns.items()})
     for name in ("shares", "dependents", "deadlines", "timers", "price"):

@@ -15,6 +15,7 @@ import numpy as np
 from tierline.core.nouns import Job, Sweep
 from tierline.core.views import Floats
 from tierline.perf.forecast import ForecastBank
+from tierline.perf.interference import Interference
 from tierline.schedulers.job_record import JobRecord
 from tierline.schedulers.job_table import JobTable
 from tierline.schedulers.placement import DevicePool
@@ -30,6 +31,7 @@ class JobTierState:
     pool: DevicePool = field(default_factory=DevicePool)
     table: JobTable = field(default_factory=JobTable)
     bank: ForecastBank = field(default_factory=ForecastBank)
+    interference: Interference = field(default_factory=Interference)
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     users: dict[str, int] = field(default_factory=dict)
@@ -64,7 +66,19 @@ class JobTierState:
             return 0.0
         curve = self.table.speedups[row]
         gpu_type = int(self.table.ints("gpu_type")[row])
-        return float(self.table.type_speed[row, gpu_type]) * (1.0 if curve is None else float(curve[gpus]))
+        alone = float(self.table.type_speed[row, gpu_type]) * (1.0 if curve is None else float(curve[gpus]))
+        return alone * self.speed_beside(record)
+
+    def speed_beside(self, record: JobRecord) -> float:
+        """Believed speed beside those that use its devices too, 1.0 = as alone: a job slowed on one device stalls on all."""
+        table, row = self.table, record.row
+        if row < 0 or not table.ints("shared")[row]:
+            return 1.0
+        gpu_type = self.pool.gpu_types[table.ints("gpu_type")[row]]
+        kinds = table.ints("kind")
+        others = (self.jobs[job_id].row for job_id in self.pool.partners(record.job.job_id, record.device_ids))
+        speeds = (self.interference.speed(gpu_type, int(kinds[row]), int(kinds[other])) for other in others)
+        return min((max(s, 0.01) for s in speeds if not np.isnan(s)), default=1.0)
 
     def reweigh(self, by: FairBy) -> None:
         """w = 1 per job, or the share of its user or sweep divided over that one's live jobs."""

@@ -20,18 +20,20 @@ _INTS = (
     "arrival_ns", "queued_ns", "started_ns", "attained_gpu_ns", "min_gpus", "max_gpus", "gpus", "gpu_type",
     "priority", "deadline_ns", "user", "sweep", "step", "total_steps", "reports", "restarts",
 )  # fmt: skip
-_BOOLS = ("live", "eligible", "running", "preemptible")
+_SHARING = ("kind", "memory_bytes", "shared", "shared_ns")  # kept here, shown in `SharingView`
+_BOOLS = ("live", "eligible", "running", "preemptible", "shareable")
 _FLOATS = ("weight", "bid")
 
 
 class JobTable:
-    """Growable columns. `attained_gpu_ns` holds what was received up to `started_ns`; `columns` adds the rest."""
+    """Growable columns. `attained_gpu_ns` holds what was received up to `started_ns`; `columns` adds the rest, and takes
+    off half of the time since `shared_ns` on those `shared` devices that another job uses too."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.speedups: list[Floats | None] = []
         self._capacity = 256
-        self._int = {name: np.zeros(self._capacity, np.int64) for name in _INTS}
+        self._int = {name: np.zeros(self._capacity, np.int64) for name in (*_INTS, *_SHARING)}
         self._bool = {name: np.zeros(self._capacity, np.bool_) for name in _BOOLS}
         self._float = {name: np.zeros(self._capacity, np.float64) for name in _FLOATS}
         self._type_speed = np.zeros((self._capacity, 0), np.float64)
@@ -55,7 +57,7 @@ class JobTable:
     def type_speed(self) -> Floats:
         return self._type_speed
 
-    def append(self, job: Job, now_ns: int, user: int, sweep: int, type_speed: Floats) -> int:
+    def append(self, job: Job, now_ns: int, user: int, sweep: int, type_speed: Floats, kind: int = -1) -> int:
         """Add a job; returns its row."""
         row = len(self.ids)
         if row == self._capacity:
@@ -66,12 +68,12 @@ class JobTable:
         fresh = {
             "arrival_ns": now_ns, "queued_ns": now_ns, "min_gpus": job.min_gpus, "max_gpus": job.max_gpus,
             "gpu_type": -1, "priority": job.priority, "deadline_ns": job.deadline_ns, "user": user, "sweep": sweep,
-            "step": -1, "total_steps": job.total_steps,
+            "step": -1, "total_steps": job.total_steps, "kind": kind, "memory_bytes": job.gpu_memory_bytes,
         }  # fmt: skip
         for name, column in self._int.items():
             column[row] = fresh.get(name, 0)
         for name, flags in self._bool.items():
-            flags[row] = (name == "live") or (name == "preemptible" and job.preemptible)
+            flags[row] = name == "live" or (name in ("preemptible", "shareable") and getattr(job, name))
         self._float["weight"][row] = 1.0
         self._float["bid"][row] = np.nan
         self._type_speed[row] = type_speed
@@ -116,6 +118,9 @@ class JobTable:
         attained = self._int["attained_gpu_ns"][:n] + self._int["gpus"][:n] * running * (
             now_ns - self._int["started_ns"][:n]
         )
+        shared = self._int["shared"][:n]
+        if shared.any():
+            attained -= shared * (now_ns - self._int["shared_ns"][:n]) // 2
         windows: dict[str, Any] = {name: _read_only(self._int[name][:n]) for name in _INTS if name != "attained_gpu_ns"}
         windows.update((name, _read_only(self._bool[name][:n])) for name in ("eligible", "running", "preemptible"))
         return JobColumns(
@@ -134,11 +139,13 @@ class JobTable:
         return {**{name: column[:n] for name, column in columns.items()}, "dead": np.array([self.dead])}
 
     def load_columns(self, raw: dict[str, NDArray[np.uint8]]) -> None:
-        """The inverse of `dump_columns`, for the same rows; takes each column's bytes."""
+        """The inverse of `dump_columns`, for the same rows; takes each column's bytes. A column that an older version
+        did not have stays as `append` made it."""
         n = len(self.ids)
         for table in (self._int, self._bool, self._float, {"type_speed": self._type_speed}):
             for name, column in table.items():
-                column[:n] = raw[name].view(column.dtype).reshape(column[:n].shape)
+                if name in raw:
+                    column[:n] = raw[name].view(column.dtype).reshape(column[:n].shape)
         self.dead = int(raw["dead"].view(np.int64)[0])
 
     def _grow(self) -> None:

@@ -10,7 +10,8 @@ Legal moves::
     any live phase -> COMPLETED | FAILED | STOPPED
 
 Rounds. A *quantum* round, at multiples of `quantum_ns`, may preempt; a *fill* round, soon after a device came free or a
-job arrived, only hands out free devices. Both ask the policy the same question. Devices of a preempted job come free when
+job arrived, only hands out free devices (where devices are shared it also adds and removes guests). Both ask the policy
+the same question. Devices of a preempted job come free when
 the backend reports its exit; the fill round that follows gives them to the best waiting job, so that live and simulated
 clusters, with slow and instant exits, take one path.
 
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, SetTimer, StartJob, StopJob
-from tierline.core.contracts import JobPolicy
+from tierline.core.contracts import JobPolicy, Packing
 from tierline.core.events import (
     DevicesBlocked,
     Event,
@@ -37,16 +38,18 @@ from tierline.core.events import (
     JobSubmitted,
     NodeJoined,
     NodeLost,
+    PairsMeasured,
     ProgressReported,
     SharesSet,
+    SlowdownSeen,
     StopRequested,
     SweepDeclared,
     TimerFired,
 )
-from tierline.core.nouns import NS_PER_S, Job, Phase, Sweep
+from tierline.core.nouns import NS_PER_S, Job, PairSpeed, Phase, Sweep
 from tierline.core.status import AttemptStatus, ClusterStatus, JobStatus
 from tierline.core.views import EMPTY_PLAN, ClusterView, Grant, Plan
-from tierline.schedulers import job_checks, job_snapshot
+from tierline.schedulers import job_checks, job_sharing, job_snapshot
 from tierline.schedulers.job_questions import cluster_status, job_status
 from tierline.schedulers.job_record import JobRecord, Leaving, find_record
 from tierline.schedulers.job_state import FairBy, JobTierState
@@ -65,11 +68,20 @@ class JobSchedulerOptions:
 
 
 class JobScheduler:
-    """`handle(now_ns, event)` folds one event into the state and returns what is to be done. Deterministic."""
+    """`handle(now_ns, event)` folds one event into the state and returns what is to be done. Deterministic.
 
-    def __init__(self, policy: JobPolicy, options: JobSchedulerOptions = JobSchedulerOptions()) -> None:
+    With `packing` a device may have two users (`job_sharing`); without it every device is exclusive.
+    """
+
+    def __init__(
+        self,
+        policy: JobPolicy,
+        options: JobSchedulerOptions = JobSchedulerOptions(),
+        packing: Packing | None = None,
+    ) -> None:
         self.policy = policy
         self.options = options
+        self.packing = packing
         self._state = JobTierState()
         self._handlers: dict[type, Callable[[int, Any], list[Action]]] = {
             NodeJoined: self._on_node_joined,
@@ -84,6 +96,8 @@ class JobScheduler:
             JobStarted: self._on_job_started,
             ProgressReported: self._on_progress_reported,
             JobExited: self._on_job_exited,
+            PairsMeasured: self._on_pairs_measured,
+            SlowdownSeen: self._on_slowdown_seen,
             TimerFired: self._on_timer_fired,
         }
 
@@ -153,7 +167,8 @@ class JobScheduler:
         job = event.job
         user = self._state.users.setdefault(job.user, len(self._state.users))
         sweep = self._state.sweep_row(job.sweep or f"job:{job.job_id}")
-        row = self._state.table.append(job, now_ns, user, sweep, self._state.type_speed(job))
+        kind = self._state.interference.kind(job)
+        row = self._state.table.append(job, now_ns, user, sweep, self._state.type_speed(job), kind)
         self._state.bank.append(sweep, job.total_steps, job.params, job.kind)
         record = JobRecord(job, now_ns, row, Phase.WAITING)
         self._state.jobs[job.job_id] = record
@@ -257,6 +272,17 @@ class JobScheduler:
             self._requeue(now_ns, record, record.reason)
         return self._want_fill(now_ns)
 
+    def _on_pairs_measured(self, now_ns: int, event: PairsMeasured) -> list[Action]:
+        self._state.interference.measure(event.pairs)
+        return self._want_fill(now_ns)
+
+    def _on_slowdown_seen(self, now_ns: int, event: SlowdownSeen) -> list[Action]:
+        record = self._state.live(event.job_id)
+        if record is None or record.attempt != event.attempt or not record.phase.holds_devices:
+            return []
+        job_sharing.see(self._state, record, event.with_jobs, event.speed)
+        return self._want_fill(now_ns)
+
     # ---- transitions -------------------------------------------------------------------------------------------
 
     def _enqueue(self, record: JobRecord) -> None:
@@ -282,8 +308,11 @@ class JobScheduler:
         """Take the job off its devices and settle its account."""
         received = len(record.device_ids) * (now_ns - record.started_ns)
         record.attained_gpu_ns += received
-        self._state.pool.release(record.device_ids)
+        partners = self._state.pool.partners(record.job.job_id, record.device_ids)
+        self._state.pool.release(record.job.job_id, record.device_ids)
         record.device_ids, record.leaving = (), ""
+        if partners:
+            job_sharing.recount(self._state, now_ns, (record.job.job_id, *partners))
         row, table = record.row, self._state.table
         table.ints("attained_gpu_ns")[row] = record.attained_gpu_ns
         table.ints("gpus")[row] = 0
@@ -361,12 +390,18 @@ class JobScheduler:
     def _want_fill(self, now_ns: int) -> list[Action]:
         """A fill round when there is something to hand out and somebody to take it; the next quantum when due."""
         actions: list[Action] = []
-        if self._state.queued and self._state.pool.free_count:
+        if self._has_use_for_fill():
             actions += self._set_timer("fill", now_ns + self.options.fill_ns)
         if self.policy.preemptive and (self._state.queued or self._state.elastic):
             quantum = self.options.quantum_ns
             actions += self._set_timer("quantum", (now_ns // quantum + 1) * quantum)
         return actions
+
+    def _has_use_for_fill(self) -> bool:
+        pool, queued = self._state.pool, self._state.queued
+        if self.packing is not None and (pool.guest or (queued and pool.owner)):
+            return True  # guests may have to leave, or to move; a device in use may take a guest
+        return bool(queued and pool.free_count)
 
     def _set_timer(self, name: str, at_ns: int) -> list[Action]:
         pending = self._state.timers.get(name)
@@ -387,7 +422,7 @@ class JobScheduler:
             actions += self._round_of(now_ns, may_preempt=True)
             if self._state.queued or self._state.elastic:
                 actions += self._set_timer("quantum", now_ns + self.options.quantum_ns)
-        elif self._state.queued and self._state.pool.free_count:
+        elif self._has_use_for_fill():
             actions += self._round_of(now_ns, may_preempt=False)
         return actions
 
@@ -428,13 +463,14 @@ class JobScheduler:
             forecast=forecast,
             users=tuple(self._state.users),
             sweeps=tuple(self._state.sweep_index),
+            sharing=job_sharing.sharing_view(self._state) if self.packing is not None else None,
         )
 
     def _round_of(self, now_ns: int, *, may_preempt: bool) -> list[Action]:
         self._state.round += 1
         rng = random.Random(self.options.seed * 1_000_003 + self._state.round)
         view = self.view(now_ns, may_preempt=may_preempt)
-        plan = self.policy.plan(view, rng)
+        plan = self.policy.plan(view, rng) if self.packing is None else self.packing.plan(self.policy, view, rng)
         if plan is EMPTY_PLAN:
             return []
         if plan.price is not None:
@@ -445,21 +481,26 @@ class JobScheduler:
 
     def _carry_out(self, now_ns: int, plan: Plan, *, may_preempt: bool) -> list[Action]:
         actions: list[Action] = []
-        records = [(grant, self._state.jobs[self._state.table.ids[grant.row]]) for grant in plan.grants]
+        ids, jobs = self._state.table.ids, self._state.jobs
+        records = [
+            (grant, jobs[ids[grant.row]], tuple(jobs[ids[row]] for row in grant.onto) if grant.onto else ())
+            for grant in plan.grants
+        ]
         # Rows may move while drops are carried out: name all jobs first.
         for drop, job_id in [(drop, self._state.table.ids[drop.row]) for drop in plan.drops]:
             dropped = self._state.live(job_id)
             if dropped is not None and dropped.leaving != "stop":
                 actions += self._stop(now_ns, dropped, drop.reason)
         leaving = False
-        for grant, record in records:
+        for grant, record, hosts in records:
             job_id = record.job.job_id
             holds = len(record.device_ids)
             if record.phase.is_terminal or record.phase is Phase.RELEASING or holds == grant.gpus > 0:
                 continue
             price = self._price_for(grant)
             if holds:
-                if not may_preempt or not record.job.preemptible:
+                is_guest = self._state.pool.is_guest(job_id, record.device_ids)
+                if not (may_preempt or is_guest) or not record.job.preemptible:
                     why = "between quanta nothing is preempted" if not may_preempt else "it is not preemptible"
                     actions.append(RecordRefusal(job_id, f"not taken off its devices: {why} ({grant.reason})"))
                     continue
@@ -470,11 +511,18 @@ class JobScheduler:
             elif record.phase is not Phase.QUEUED:
                 actions.append(RecordRefusal(job_id, f"not started: it is {record.phase.name.lower()}"))
             else:
-                actions += self._start(now_ns, record, grant, price, devices_to_come=leaving)
+                actions += self._start(now_ns, record, grant, hosts, price, devices_to_come=leaving)
         return actions
 
     def _start(
-        self, now_ns: int, record: JobRecord, grant: Grant, price: float, *, devices_to_come: bool
+        self,
+        now_ns: int,
+        record: JobRecord,
+        grant: Grant,
+        hosts: tuple[JobRecord, ...],
+        price: float,
+        *,
+        devices_to_come: bool,
     ) -> list[Action]:
         job = record.job
         if not job.min_gpus <= grant.gpus <= job.max_gpus:
@@ -485,24 +533,38 @@ class JobScheduler:
                 RecordRefusal(job.job_id, f"not started: it cannot run on {self._state.pool.gpu_types[grant.gpu_type]}")
             ]
         gpu_type = self._state.pool.gpu_types[grant.gpu_type]
-        device_ids = self._state.pool.place(job.job_id, gpu_type, grant.gpus)
-        if device_ids is None:
+        reason, shares_with = grant.reason, tuple[str, ...]()
+        if hosts:
+            device_ids, why_not = job_sharing.choose_devices(self._state, record, hosts, grant.gpus, gpu_type)
+        else:
+            why_not = f"{grant.gpus} free {gpu_type} devices are not to be had"
+            device_ids = self._state.pool.place(job.job_id, gpu_type, grant.gpus) or ()
+        if not device_ids:
             if devices_to_come:
                 record.reason = "chosen; its devices are being released"
                 return []
-            return [RecordRefusal(job.job_id, f"not started: {grant.gpus} free {gpu_type} devices are not to be had")]
+            return [RecordRefusal(job.job_id, f"not started: {why_not}")]
+        if hosts:
+            self._state.pool.share(job.job_id, device_ids)
+            shares_with = tuple(self._state.pool.partners(job.job_id, device_ids))
+            reason = f"shares {', '.join(device_ids)} with {', '.join(shares_with)}: {reason}"
         self._dequeue(record)
         record.attempt += 1
         record.resume = record.attempt > 1
         record.phase, record.device_ids, record.started_ns = Phase.STARTING, device_ids, now_ns
-        record.reason, record.density, record.price = grant.reason, grant.density, price
+        record.reason, record.density, record.price = reason, grant.density, price
+        record.shares_with = shares_with
         row, table = record.row, self._state.table
         table.ints("gpus")[row] = grant.gpus
         table.ints("gpu_type")[row] = grant.gpu_type
         table.ints("started_ns")[row] = now_ns
         table.ints("restarts")[row] = record.attempt - 1
         table.bools("running")[row] = table.bools("eligible")[row] = True
-        return [StartJob(job.job_id, record.attempt, device_ids, record.resume, grant.reason, grant.density, price)]
+        if shares_with:
+            job_sharing.recount(self._state, now_ns, (job.job_id, *shares_with))
+        return [
+            StartJob(job.job_id, record.attempt, device_ids, record.resume, reason, grant.density, price, shares_with)
+        ]
 
     def _price_for(self, grant: Grant) -> float:
         return self._state.price.get(self._state.pool.gpu_types[grant.gpu_type], 0.0) if grant.gpu_type >= 0 else 0.0
@@ -525,6 +587,10 @@ class JobScheduler:
     def attempts(self) -> list[AttemptStatus]:
         """The attempts that should exist now; a backend recovers from these."""
         return [record.attempt_status() for record in self._state.jobs.values() if record.phase.holds_devices]
+
+    def knows(self, pairs: Sequence[PairSpeed]) -> bool:
+        """Whether these measured pairs have been told."""
+        return self._state.interference.knows(pairs)
 
     def pending_timers(self) -> list[SetTimer]:
         return [SetTimer(name, at_ns) for name, at_ns in self._state.timers.items()]

@@ -2,6 +2,7 @@
 
 Invariant: a device is in exactly one of three states: free (listed under its node's free count), owned by one job, or
 unusable (its node is lost, or processes of others are on it and nobody of ours). `owner` is the one truth about use.
+An owned device may have a `guest`, a second job that uses it too; never a third. When its owner leaves, the guest owns it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class DevicePool:
         self.nodes: dict[str, Node] = {}
         self.blocked: dict[str, str] = {}
         self.owner: dict[str, str] = {}
+        self.guest: dict[str, str] = {}
         self._device: dict[str, tuple[Device, str]] = {}
         self._racks: dict[str, _Rack] = {}
 
@@ -69,8 +71,9 @@ class DevicePool:
         for device in node.devices:
             del self._device[device.device_id]
             self.blocked.pop(device.device_id, None)
-            if (job_id := self.owner.get(device.device_id)) is not None:
-                jobs[job_id] = None
+            for user in (self.owner.get(device.device_id), self.guest.get(device.device_id)):
+                if user is not None:
+                    jobs[user] = None
         for gpu_type in {d.gpu_type for d in node.devices}:
             self._racks[gpu_type].set_free(name, [])
             self._recount_total(gpu_type)
@@ -108,8 +111,35 @@ class DevicePool:
             self.owner[device_id] = job_id
         return tuple(taken)
 
-    def release(self, device_ids: tuple[str, ...]) -> None:
+    def share(self, job_id: str, device_ids: tuple[str, ...]) -> None:
+        """Let the job use these devices, each owned by another and without a guest so far, as their guest."""
+        assert all(d in self.owner and d not in self.guest for d in device_ids)
+        self.guest.update(dict.fromkeys(device_ids, job_id))
+
+    def shareable(self, device_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of a job's devices that a second one may use too."""
+        return tuple(d for d in device_ids if d not in self.guest and d not in self.blocked and d in self._device)
+
+    def partners(self, job_id: str, device_ids: tuple[str, ...]) -> dict[str, int]:
+        """Jobs that use devices of this one too -> how many."""
+        found: dict[str, int] = {}
+        for device_id in device_ids if self.guest else ():
+            if device_id in self.guest:
+                other = self.guest[device_id] if self.owner[device_id] == job_id else self.owner[device_id]
+                found[other] = found.get(other, 0) + 1
+        return found
+
+    def is_guest(self, job_id: str, device_ids: tuple[str, ...]) -> bool:
+        return bool(self.guest) and any(self.guest.get(d) == job_id for d in device_ids)
+
+    def release(self, job_id: str, device_ids: tuple[str, ...]) -> None:
         for device_id in device_ids:
+            if self.guest.get(device_id) == job_id:
+                del self.guest[device_id]
+                continue
+            if (heir := self.guest.pop(device_id, None)) is not None:
+                self.owner[device_id] = heir
+                continue
             self.owner.pop(device_id, None)
             entry = self._device.get(device_id)
             if entry is None or device_id in self.blocked:

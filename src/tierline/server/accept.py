@@ -35,6 +35,8 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         raise Refused(f"job '{job_id}' asks for priority {request.priority}: above 0 only an administrator may ask.")
     _check_text(request, job_id)
     env = tuple(sorted(request.env.items()))
+    # One number given alone means exactly so many.
+    max_gpus = request.max_gpus if "max_gpus" in request.model_fields_set else request.min_gpus
     job = Job(
         job_id=job_id,
         user=user,
@@ -44,8 +46,7 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         sweep=request.sweep,
         kind=request.kind,
         min_gpus=request.min_gpus,
-        # One number given alone means exactly so many.
-        max_gpus=request.max_gpus if "max_gpus" in request.model_fields_set else request.min_gpus,
+        max_gpus=max_gpus,
         gpu_types=tuple(request.gpu_types),
         gpu_memory_bytes=request.gpu_memory_bytes,
         metric=Metric(request.metric, request.direction),
@@ -61,6 +62,10 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         speedup=tuple(request.speedup),
         type_speed=tuple(sorted(request.type_speed.items())),
         params=tuple(request.params.items()),
+        workload=request.workload,
+        sm_util=request.sm_util,
+        bw_util=request.bw_util,
+        shareable=request.shareable and max_gpus == 1,  # a job has one arbiter, which is that of one device
     )
     check_progress(job)
     return job

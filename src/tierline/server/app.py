@@ -28,10 +28,11 @@ from tierline.core.events import (
     JobSubmitted,
     ProgressReported,
     SharesSet,
+    SlowdownSeen,
     StopRequested,
     SweepDeclared,
 )
-from tierline.core.nouns import Job, Phase, Sweep
+from tierline.core.nouns import NS_PER_S, Job, Phase, Sweep
 from tierline.core.status import JobStatus
 from tierline.runtime.codec import decode_actions, decode_event
 from tierline.runtime.metrics import prometheus
@@ -253,6 +254,9 @@ def _decisions(seq: int, time_ns: int, job_id: str, event: Event, actions: str) 
         found.append(entry(name, f"by {event.by}"))
     elif isinstance(event, JobExited) and event.job_id == job_id:
         found.append(entry("exited", f"{event.outcome}: {event.reason}", attempt=event.attempt))
+    elif isinstance(event, SlowdownSeen) and event.job_id == job_id:
+        seen = f"ran at {event.speed:.2f} of its speed beside {', '.join(event.with_jobs)}"
+        found.append(entry("slowdown", f"{seen} for {event.window_ns / NS_PER_S:.0f} s", attempt=event.attempt))
     for action in decode_actions(actions):
         if getattr(action, "job_id", None) != job_id:
             continue

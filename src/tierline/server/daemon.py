@@ -29,14 +29,16 @@ from tierline.config import (
     build_backend,
     build_recorded,
     build_scheduler,
+    check_sharing,
     discover_node,
     hand_over,
+    measured_pairs,
     parse_listen,
     policy_names,
     setting_of,
 )
 from tierline.core.errors import InvalidInput, StateUnusable, TierlineError
-from tierline.core.events import NodeJoined, TimerFired
+from tierline.core.events import NodeJoined, PairsMeasured, TimerFired
 from tierline.core.nouns import Device, Node
 from tierline.runtime.driver import Driver
 from tierline.runtime.metrics import Measured, Measures
@@ -63,6 +65,7 @@ class Daemon:
         self._is_other_setting = False
         node = discover_node(options)
         build_scheduler(setting_of(options))  # an unknown policy is told before the folder is touched
+        check_sharing(options)
         with contextlib.ExitStack() as undo:
             # What can be refused is refused before the folder is touched, but for a folder in use, which says more.
             self._tcp: socket.socket | None = None
@@ -158,6 +161,9 @@ class Daemon:
         known = known_node(self.scheduler, node.name, self._clock.now_ns())
         if known != node or self._is_other_setting:  # another policy may want its timers: the event sets them
             self._driver.submit([NodeJoined(node)])
+        pairs = measured_pairs(self._options, sorted({device.gpu_type for device in node.devices}))
+        if not self.scheduler.knows(pairs):
+            self._driver.submit([PairsMeasured(pairs)])
 
     def _drive(self) -> None:
         try:

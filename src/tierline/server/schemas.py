@@ -55,6 +55,10 @@ class JobRequest(BaseModel):
     speedup: list[tuple[Annotated[int, Field(ge=1, le=1_000_000)], Speed]] = []
     type_speed: dict[str, Speed] = {}
     params: dict[str, Param] = {}
+    workload: Annotated[str, Field(max_length=200)] = ""
+    sm_util: float = Field(0.0, ge=0, le=1)
+    bw_util: float = Field(0.0, ge=0, le=1)
+    shareable: bool = True
 
 
 class SweepRequest(BaseModel):
@@ -123,6 +127,8 @@ class JobStatus(BaseModel):
     density: float | None
     price: float | None
     reason: str
+    shares_with: list[str] = []
+    speed: float = 1.0
 
 
 class Jobs(BaseModel):
@@ -183,6 +189,7 @@ class DeviceStatus(BaseModel):
     memory_bytes: int
     job_id: str
     blocked: str
+    guest: str = ""
 
 
 class Cluster(BaseModel):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tierline.clock import order_of
 from tierline.core.actions import Action, PreemptJob, RecordEnd, SetTimer, StartJob, StopJob
-from tierline.core.contracts import JobPolicy
+from tierline.core.contracts import JobPolicy, Packing
 from tierline.core.events import (
     Event,
     JobExited,
@@ -35,7 +35,8 @@ class FakeCluster:
 
     `answer_preemptions=False` leaves preempted and stopped jobs on their devices until `exit` is called. Raises
     AssertionError the moment an action breaks a hard limit: a device given twice or unknown, an attempt started twice,
-    a job started outside its GPU limits, an action about an attempt that does not run.
+    a job started outside its GPU limits, an action about an attempt that does not run; where devices are shared
+    (`packing`): a third user of a device, one that keeps its devices to itself, more memory than the device has.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class FakeCluster:
         nodes: Sequence[Node] = (),
         options: JobSchedulerOptions = JobSchedulerOptions(),
         answer_preemptions: bool = True,
+        packing: Packing | None = None,
     ) -> None:
-        self.scheduler = JobScheduler(make_policy(policy) if isinstance(policy, str) else policy, options)
+        self.scheduler = JobScheduler(make_policy(policy) if isinstance(policy, str) else policy, options, packing)
         self.now_ns = 0
         self.answer_preemptions = answer_preemptions
         self.actions: list[Action] = []
@@ -157,10 +159,27 @@ class FakeCluster:
         assert action.job_id not in self.ended, f"{action.job_id} has ended"
         assert action.attempt == self._last_attempt.get(action.job_id, 0) + 1, "attempts count up by one"
         assert len(set(action.device_ids)) == len(action.device_ids)
-        assert set(action.device_ids) <= self.free, f"{action.job_id} was given devices that are not free"
+        if action.shares_with:
+            self._check_shared(action)
+        else:
+            assert set(action.device_ids) <= self.free, f"{action.job_id} was given devices that are not free"
         assert job.min_gpus <= len(action.device_ids) <= job.max_gpus
         types = {self.devices[d].gpu_type for d in action.device_ids}
         assert len(types) == 1, "a job runs on one GPU type"
         assert not job.gpu_types or types <= set(job.gpu_types)
         memory = [self.devices[d].memory_bytes for d in action.device_ids]
         assert all(m == 0 or m >= job.gpu_memory_bytes for m in memory)
+
+    def _check_shared(self, action: StartJob) -> None:
+        guest = self._jobs[action.job_id]
+        there: set[str] = set()
+        for device_id in action.device_ids:
+            users = [job_id for job_id, start in self.running.items() if device_id in start.device_ids]
+            assert len(users) == 1, f"{device_id} has {len(users)} users already"
+            there.update(users)
+            host, has = self._jobs[users[0]], self.devices[device_id].memory_bytes
+            assert guest.shareable and host.shareable and guest.preemptible
+            assert has == 0 or (guest.gpu_memory_bytes > 0 and host.gpu_memory_bytes > 0)
+            assert has == 0 or guest.gpu_memory_bytes + host.gpu_memory_bytes <= has
+            assert users[0] not in self.leaving, f"{users[0]} is leaving"
+        assert there == set(action.shares_with), "the action names those it shares with"

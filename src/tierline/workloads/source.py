@@ -59,7 +59,7 @@ def load(source: str, scale: Scale) -> Workload:
             raise NotFound(f"workload '{name}' needs a {kind}: '{name}:PATH', and there is none at '{path}'.")
     module_name, _, function = WORKLOADS[name].partition(":")
     module = importlib.import_module(module_name)
-    options = _options(name, module.Options, query)
+    options = read_options(name, module.Options, query)
     build = cast("Callable[[str, object, Scale], Workload]", getattr(module, function))
     workload = build(path, options, scale)
     if not workload.entries:
@@ -67,7 +67,8 @@ def load(source: str, scale: Scale) -> Workload:
     return workload
 
 
-def _options(name: str, kind: Any, query: str) -> object:
+def read_options(name: str, kind: Any, query: str) -> Any:
+    """`key=value&…` -> `kind`, values in the type of its defaults. Raises UnknownName or InvalidInput."""
     known = {item.name: item for item in fields(kind)}
     given: dict[str, object] = {}
     for key, text in parse_qsl(query, keep_blank_values=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tierline.backends.jobs import supervisor
 from tierline.backends.jobs.devices import device_indices
 from tierline.backends.jobs.rundir import AttemptFolder, JobFolder, write_json
+from tierline.backends.jobs.sharing import DeviceSharing
 from tierline.core.nouns import NS_PER_S, Job
 
 LOG_CAP_BYTES = 64 << 20
@@ -62,8 +63,14 @@ def write_intent(
     folder: JobFolder,
     report_offset: int,
     log_cap_bytes: int,
+    sharing: DeviceSharing | None = None,
+    is_guest: bool = False,
 ) -> None:
-    """Make the folders and spec.json, durable on return. Raises `OSError`."""
+    """Make the folders and spec.json, durable on return. With `sharing` the job runs under the interposer. Raises
+    `OSError`, and `TierlineError` when the interposer cannot be had."""
+    env = job_environment(job, attempt, resume, device_ids, folder, os.environ)
+    if sharing is not None:
+        env |= sharing.environment(job, device_ids, is_guest, env)
     ours = folder.attempt(attempt)
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.checkpoints.mkdir(exist_ok=True)
@@ -72,7 +79,7 @@ def write_intent(
         "job_id": job.job_id,
         "attempt": attempt,
         "argv": list(job.argv),
-        "env": job_environment(job, attempt, resume, device_ids, folder, os.environ),
+        "env": env,
         "cwd": job.cwd or str(folder.path),
         "grace_s": job.grace_ns / NS_PER_S,
         "log": str(folder.log),

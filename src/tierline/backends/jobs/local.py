@@ -17,6 +17,7 @@ from tierline.backends.jobs.devices import Nvml, describe, foreign_processes
 from tierline.backends.jobs.launch import LOG_CAP_BYTES, start_supervisor, write_intent
 from tierline.backends.jobs.progress import ProgressReader, ReportFileReader, check_progress, reader_for
 from tierline.backends.jobs.rundir import JobFolder, read_json
+from tierline.backends.jobs.sharing import DeviceSharing
 from tierline.backends.jobs.watch import AttemptWatch, Leaving, kill_leftovers, signal_supervisor
 from tierline.core.actions import Action, PreemptJob, StartJob, StopJob
 from tierline.core.contracts import Clock
@@ -35,7 +36,8 @@ class LocalBackend:
 
     Order of use: `recover` once with what the scheduler believes to run, `start`, then `execute` as the loop demands.
     `close` ends the watching only: the jobs go on and are adopted by the next daemon. With `nvml` and `devices` the
-    processes of others on our GPUs are looked for, and `DevicesBlocked` is posted whenever that changes.
+    processes of others on our GPUs are looked for, and `DevicesBlocked` is posted whenever that changes. With `sharing`
+    all jobs on one device run under the interposer, and `SlowdownSeen` is posted of those that share it.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LocalBackend:
         *,
         devices: Sequence[Device] = (),
         nvml: Nvml | None = None,
+        sharing: DeviceSharing | None = None,
         log_cap_bytes: int = LOG_CAP_BYTES,
     ) -> None:
         self._clock = clock
@@ -57,6 +60,7 @@ class LocalBackend:
         self._poll_s = poll_s
         self._devices = tuple(devices)
         self._nvml = nvml
+        self._sharing = sharing
         self._log_cap_bytes = log_cap_bytes
         self._lock = threading.Lock()  # guards the dict; a watch itself is advanced by the monitor thread alone
         self._watches: dict[tuple[str, int], AttemptWatch] = {}
@@ -89,7 +93,7 @@ class LocalBackend:
 
     def execute(self, action: Action) -> None:
         if isinstance(action, StartJob):
-            self._begin(action.job_id, action.attempt, action.device_ids, action.resume)
+            self._begin(action.job_id, action.attempt, action.device_ids, action.resume, action.shares_with)
         elif isinstance(action, PreemptJob):
             self._ask_to_leave(action.job_id, action.attempt, "preempt")
         elif isinstance(action, StopJob):
@@ -115,7 +119,7 @@ class LocalBackend:
             if ours.started.exists():
                 self._adopt(status, folder)
             else:
-                self._begin(status.job_id, status.attempt, status.device_ids, status.resume)
+                self._begin(status.job_id, status.attempt, status.device_ids, status.resume, status.shares_with)
             if leaving:
                 self._ask_to_leave(status.job_id, status.attempt, leaving)
         self._kill_unknown({(status.job_id, status.attempt) for status in attempts})
@@ -134,7 +138,9 @@ class LocalBackend:
             {device_id for watch in watches for device_id in watch.device_ids},
         )
 
-    def _begin(self, job_id: str, attempt: int, device_ids: tuple[str, ...], resume: bool) -> None:
+    def _begin(
+        self, job_id: str, attempt: int, device_ids: tuple[str, ...], resume: bool, shares_with: tuple[str, ...]
+    ) -> None:
         with self._lock:
             if (job_id, attempt) in self._watches:
                 logger.warning("job %s: attempt %d is started already", job_id, attempt)
@@ -152,7 +158,9 @@ class LocalBackend:
             cwd = Path(job.cwd) if job.cwd else folder.path
             reader = reader_for(job, attempt, folder.reports, cwd, folder.checkpoints, 0)
             offset = reader.skip_to_end()  # what earlier attempts told has been told
-            write_intent(job, attempt, resume, device_ids, folder, offset, self._log_cap_bytes)
+            write_intent(
+                job, attempt, resume, device_ids, folder, offset, self._log_cap_bytes, self._sharing, bool(shares_with)
+            )
             launcher = start_supervisor(ours)
         except (ValueError, TierlineError) as error:
             self._exited(job_id, attempt, "failed", f"cannot start: {error}")
@@ -214,7 +222,19 @@ class LocalBackend:
                     if key not in self._broken:
                         self._broken.add(key)
                         logger.exception("job %s: cannot be watched", watch.job.job_id)
+            self._watch_sharing()
             self._watch_devices()
+
+    def _watch_sharing(self) -> None:
+        if self._sharing is None:
+            return
+        with self._lock:
+            running = [(key, watch.device_ids) for key, watch in self._watches.items()]
+        try:
+            for seen in self._sharing.look(self._clock.now_ns(), running):
+                self._clock.post(seen)
+        except Exception:
+            logger.exception("the arbiters cannot be read")
 
     def _look_at(self, key: tuple[str, int], watch: AttemptWatch) -> None:
         events = watch.observe(self._clock.now_ns())

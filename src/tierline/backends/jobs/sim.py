@@ -1,21 +1,25 @@
 """A simulated cluster: carries the scheduler's actions out on virtual time.
 
-Nothing ticks. The speed of an attempt does not change, so its reports and its end are known when it starts; they wait
-in heaps and are made into events when the clock asks. Reports carry their exact times and are handed over in one batch
-just before the next event of anybody, so the scheduler never decides on old news. Cost: O(log n) per event.
+Nothing ticks. The speed of an attempt changes only with those that share its devices, so until then its reports and its
+end are known; they wait in heaps and are made into events when the clock asks. Reports carry their exact times and are
+handed over in one batch just before the next event of anybody, so the scheduler never decides on old news. Cost: O(log n)
+per event.
 
 What runs here: restart cost on resume (devices held, no progress), checkpoint time on preemption, slow nodes
 (stragglers), loss and return of nodes with the work since the last checkpoint lost, stops by users at a hidden point,
-failures, several GPU types, elastic jobs.
+failures, several GPU types, elastic jobs, two jobs on one device: each at the true speed of its pair
+(`Workload.pair_speed`, `UNKNOWN_PAIR` where it has none), and what the kernel tier would tell of it: `SlowdownSeen` for both
+after a window, then after windows of twice the length each, with noise.
 
-Over 400 lines: an attempt's start, reports, exit and loss share one set of heaps, whose invariants are read together.
+Over 400 lines: an attempt's start, reports, sharing, exit and loss share one set of heaps, whose invariants are read
+together: an entry is valid only while it says what its attempt says (`end_ns`, `stop_at_ns`, `report_seq`).
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -30,15 +34,19 @@ from tierline.core.events import (
     JobSubmitted,
     NodeJoined,
     NodeLost,
+    PairsMeasured,
     ProgressReported,
+    SlowdownSeen,
     StopRequested,
     SweepDeclared,
 )
-from tierline.core.nouns import NS_PER_S, Device, Job, Node, Outcome, Report
+from tierline.core.nouns import NS_PER_S, Device, Job, Node, Outcome, PairSpeed, Report
 from tierline.perf.speedup import speedup_curve
-from tierline.perf.truth import Arrival, Record, Segment, Truth, Workload
+from tierline.perf.truth import Arrival, Record, Segment, SharedTime, Truth, Workload
 
 NEVER = 1 << 62
+UNKNOWN_PAIR = 0.5  # true speed of each where the truth has no such pair: they take turns
+STALLED = 1e-3  # least true speed: two that do not fit together stand still, but time must end
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,10 @@ class SimOptions:
     """The simulated cluster. `restart_ns`: devices held without progress when a job resumes; `checkpoint_ns`: how long
     a preempted job still holds them. With `straggler_share` of the nodes (chosen by `seed`) running `straggler_slowdown`
     times slower. `node_loss_per_day`: expected losses per node; a lost node returns after `repair_ns`, and its jobs fall
-    back to their last checkpoint, made every `checkpoint_interval_ns` of work (0 = continuously)."""
+    back to their last checkpoint, made every `checkpoint_interval_ns` of work (0 = continuously).
+
+    `measured`: pair speeds that are told before the first job (they need not be true). `window_ns`: how long two jobs share
+    before their slowdown is told (0 = never), with relative noise of standard deviation `noise`."""
 
     nodes: tuple[Node, ...]
     restart_ns: int = 30 * NS_PER_S
@@ -57,6 +68,9 @@ class SimOptions:
     repair_ns: int = 1800 * NS_PER_S
     checkpoint_interval_ns: int = 600 * NS_PER_S
     seed: int = 0
+    measured: tuple[PairSpeed, ...] = ()
+    window_ns: int = 60 * NS_PER_S
+    noise: float = 0.05
 
 
 def uniform_nodes(gpus: int, gpus_per_node: int = 8, gpu_type: str = "gpu", prefix: str = "node") -> tuple[Node, ...]:
@@ -91,19 +105,26 @@ class _Course:
     ended: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Attempt:
-    """An attempt on its devices. From `work_ns` on it does `rate` of the job's work (share) per ns, until `stop_ns`."""
+    """An attempt on its devices. From `work_ns` on it does `rate` of the job's work (share) per ns, until `stop_ns`; all
+    five change when somebody joins or leaves its devices, and `past` keeps what they were (work_ns, share_from, rate)."""
 
     course: _Course
     number: int
+    device_ids: tuple[str, ...]
     nodes: frozenset[str]
-    gpus: int
     gpu_type: str
     start_ns: int
     work_ns: int
     share_from: float
+    rate_alone: float
     rate: float
+    speed: float = 1.0  # beside those on its devices, relative to alone
+    charge: float = 1.0
+    stop_at_ns: int = NEVER  # when its user will stop it
+    report_seq: int = 0  # of its next report
+    past: list[tuple[int, float, float]] = field(default_factory=list)
     end_ns: int = NEVER  # when it leaves its devices, once that is known
     stop_ns: int = NEVER  # when it stops making progress
     outcome: Outcome = "completed"
@@ -114,10 +135,31 @@ class _Attempt:
             return self.work_ns
         return self.work_ns + int((share - self.share_from) / self.rate + 0.5)
 
+    @property
+    def first_work_ns(self) -> int:
+        return self.past[0][0] if self.past else self.work_ns
+
     def share_at(self, at_ns: int) -> float:
-        if at_ns <= self.work_ns:
-            return self.share_from
-        return min(self.share_from + (at_ns - self.work_ns) * self.rate, self.course.truth.end_fraction)
+        work_ns, share_from, rate = self.work_ns, self.share_from, self.rate
+        for earlier in reversed(self.past):
+            if at_ns >= work_ns:
+                break
+            work_ns, share_from, rate = earlier
+        if at_ns <= work_ns:
+            return share_from
+        return min(share_from + (at_ns - work_ns) * rate, self.course.truth.end_fraction)
+
+
+@dataclass(slots=True, eq=False)
+class _Pair:
+    """Two attempts on `gpus` devices together since `start_ns`; the next slowdown is told after `window_ns`."""
+
+    host: _Attempt
+    guest: _Attempt
+    gpus: int
+    start_ns: int
+    window_ns: int
+    over: bool = False
 
 
 class SimBackend:
@@ -145,6 +187,11 @@ class SimBackend:
         self._due: list[tuple[int, int, int, _Attempt]] = []  # (time, order, seq): the attempt's next turn
         self._reports: list[tuple[int, int, _Attempt]] = []  # (time, seq): the attempt's next report
         self._faults: list[tuple[int, int, str]] = []  # (time, 0 = lost / 1 = back, node)
+        self._users: dict[str, list[_Attempt]] = {}  # device -> who is on it, the first one first
+        self._pairs: dict[tuple[str, str], _Pair] = {}
+        self._windows: list[tuple[int, int, _Pair]] = []  # (time, seq): a slowdown to be told
+        self._noise = random.Random(f"seen {options.seed}")
+        self._shared: list[SharedTime] = []
         self._seq = 0
         self._events = 0
         self._segments: list[Segment] = []
@@ -154,6 +201,8 @@ class SimBackend:
             clock.post(NodeJoined(node))
         for sweep in workload.sweeps:
             clock.post(SweepDeclared(sweep))
+        if options.measured:
+            clock.post(PairsMeasured(options.measured))
         if options.node_loss_per_day > 0:
             for node in options.nodes:
                 self._plan_loss(node.name, clock.now_ns())
@@ -179,6 +228,7 @@ class SimBackend:
         self._due.clear()
         self._reports.clear()
         self._faults.clear()
+        self._windows.clear()
 
     def _end_waiting(self, job_id: str, now: int) -> None:
         """A job is over without an exit of its own: stopped while it waited, or lost once too often."""
@@ -200,32 +250,136 @@ class SimBackend:
         course.attempts = action.attempt
         nodes = frozenset(self._node_of[device_id] for device_id in action.device_ids)
         resumes = course.attempts > 1
+        rate = self._speed(course, action.device_ids, nodes) / (course.truth.duration_s * 1e9)
         attempt = _Attempt(
             course=course,
             number=action.attempt,
+            device_ids=action.device_ids,
             nodes=nodes,
-            gpus=len(action.device_ids),
             gpu_type=self._type_of[action.device_ids[0]],
             start_ns=now,
             work_ns=now + (self._options.restart_ns if resumes else 0),
             share_from=course.share,
-            rate=self._speed(course, action.device_ids, nodes) / (course.truth.duration_s * 1e9),
+            rate_alone=rate,
+            rate=rate,
         )
         self._running[action.job_id] = attempt
+        partners = self._join(attempt, now)
         if not nodes <= self._present:  # started on a node that is already gone
             self._finish_at(attempt, now, now, "lost", "its node is gone")
             return
         self._clock.post(JobStarted(action.job_id, action.attempt))
-        truth = course.truth
+        self._plan_end(attempt)
+        self._plan_report(attempt)
+        for each in (attempt, *partners) if partners else ():
+            self._change_speed(each, now)
+
+    def _plan_end(self, attempt: _Attempt) -> None:
+        truth = attempt.course.truth
         end_ns = attempt.time_of(truth.end_fraction)
         if truth.end == "stopped":
+            attempt.stop_at_ns = end_ns
             self._seq += 1
             heapq.heappush(self._due, (end_ns, Order.FACT, self._seq, attempt))
         elif truth.end == "failed":
             self._finish_at(attempt, end_ns, end_ns, "failed", "the job failed with exit code 1")
         else:
             self._finish_at(attempt, end_ns, end_ns, "completed", "the job completed")
+
+    # -- two on one device ------------------------------------------------------------------------------------------
+
+    def _join(self, attempt: _Attempt, now: int) -> list[_Attempt]:
+        """Put the attempt on its devices; returns those who are there already."""
+        partners: dict[str, _Attempt] = {}
+        for device_id in attempt.device_ids:
+            users = self._users.setdefault(device_id, [])
+            for user in users:
+                partners[user.course.job.job_id] = user
+                key = user.course.job.job_id, attempt.course.job.job_id
+                pair = self._pairs.get(key)
+                if pair is None:
+                    pair = self._pairs[key] = _Pair(user, attempt, 0, now, self._options.window_ns)
+                    self._plan_window(pair, max(now, user.work_ns, attempt.work_ns))
+                pair.gpus += 1
+            users.append(attempt)
+        return list(partners.values())
+
+    def _part(self, attempt: _Attempt, now: int) -> None:
+        """Take the attempt off its devices; those who stay go on at their new speed."""
+        partners: dict[str, _Attempt] = {}
+        for device_id in attempt.device_ids:
+            users = self._users[device_id]
+            users.remove(attempt)
+            partners.update((user.course.job.job_id, user) for user in users)
+        if not partners:
+            return
+        for key, pair in list(self._pairs.items()):
+            if attempt in (pair.host, pair.guest):
+                del self._pairs[key]
+                pair.over = True
+                self._shared.append(self._shared_time(pair, now, attempt.outcome, attempt is pair.guest))
+        for user in partners.values():
+            self._change_speed(user, now)
+
+    def _speed_beside(self, one: _Attempt, other: _Attempt) -> float:
+        kinds = one.course.job.workload, other.course.job.workload
+        return max(self._workload.pair_speed.get(kinds, UNKNOWN_PAIR), STALLED)
+
+    def _change_speed(self, attempt: _Attempt, now: int) -> None:
+        """Who shares its devices has changed: what it did so far becomes a segment, and the rest is planned anew."""
+        beside = [[u for u in self._users[d] if u is not attempt] for d in attempt.device_ids]
+        speed = min((self._speed_beside(attempt, user) for users in beside for user in users), default=1.0)
+        gpus = len(attempt.device_ids)
+        charge = 1.0 - sum(map(bool, beside)) / (2 * gpus)
+        if (speed, charge) == (attempt.speed, attempt.charge):
+            return
+        if now > attempt.start_ns:
+            self._segments.append(self._segment(attempt, now, attempt.share_at(min(attempt.stop_ns, now)), "running"))
+        share = attempt.share_at(min(attempt.stop_ns, now))
+        attempt.past.append((attempt.work_ns, attempt.share_from, attempt.rate))
+        attempt.start_ns, attempt.share_from = now, share
+        attempt.work_ns = max(attempt.work_ns, now)
+        attempt.speed, attempt.charge, attempt.rate = speed, charge, attempt.rate_alone * speed
+        if attempt.outcome in ("preempted", "stopped", "lost"):  # on its way out: nothing more is done
+            attempt.stop_ns = max(attempt.stop_ns, now)
+            return
+        attempt.stop_ns = NEVER
+        self._plan_end(attempt)
         self._plan_report(attempt)
+
+    def _plan_window(self, pair: _Pair, from_ns: int) -> None:
+        if pair.window_ns > 0:
+            self._seq += 1
+            heapq.heappush(self._windows, (from_ns + pair.window_ns, self._seq, pair))
+
+    def _take_window(self) -> Event | None:
+        """What the kernel tier saw of a pair: of the host here, of the guest by way of the clock."""
+        at, _, pair = heapq.heappop(self._windows)
+        window_ns, pair.window_ns = pair.window_ns, pair.window_ns * 2
+        self._plan_window(pair, at)
+        seen = []
+        for attempt in (pair.host, pair.guest):
+            job_id = attempt.course.job.job_id
+            others = dict.fromkeys(
+                user.course.job.job_id for d in attempt.device_ids for user in self._users[d] if user is not attempt
+            )
+            told = min(max(attempt.speed * (1.0 + self._noise.gauss(0.0, self._options.noise)), 0.0), 1.0)
+            seen.append(SlowdownSeen(job_id, attempt.number, tuple(others), told, window_ns))
+        self._clock.post(seen[1], at_ns=at)
+        return seen[0]
+
+    def _shared_time(self, pair: _Pair, now: int, end: str, guest_left: bool) -> SharedTime:
+        return SharedTime(
+            host=pair.host.course.row,
+            guest=pair.guest.course.row,
+            gpus=pair.gpus,
+            start_ns=pair.start_ns,
+            end_ns=now,
+            host_speed=self._speed_beside(pair.host, pair.guest),
+            guest_speed=self._speed_beside(pair.guest, pair.host),
+            end=end,
+            guest_left=guest_left,
+        )
 
     def _speed(self, course: _Course, device_ids: tuple[str, ...], nodes: frozenset[str]) -> float:
         """Speed relative to `min_gpus` of the slowest type; a synchronous gang is as slow as its slowest member."""
@@ -252,6 +406,7 @@ class SimBackend:
         course = attempt.course
         if course.next_point < len(course.shares):
             self._seq += 1
+            attempt.report_seq = self._seq
             at = attempt.time_of(course.shares[course.next_point])
             heapq.heappush(self._reports, (at, self._seq, attempt))
 
@@ -289,6 +444,11 @@ class SimBackend:
         if self._faults and (self._live or self._arrived < len(entries)):
             fault = (self._faults[0][0], int(Order.FACT))
             best = fault if best is None else min(best, fault)
+        while self._windows and self._windows[0][2].over:
+            heapq.heappop(self._windows)
+        if self._windows:
+            window = (self._windows[0][0], int(Order.FACT))
+            best = window if best is None else min(best, window)
         return best
 
     def _is_due(self, entry: tuple[int, int, int, _Attempt]) -> bool:
@@ -298,7 +458,7 @@ class SimBackend:
             return False
         if order == Order.EXIT:
             return attempt.end_ns == at
-        return attempt.end_ns == NEVER  # a user's stop, while it runs
+        return attempt.end_ns == NEVER and attempt.stop_at_ns == at  # a user's stop, while it runs
 
     def _take(self, turn: tuple[int, int]) -> Event | None:
         entries = self._workload.entries
@@ -306,6 +466,8 @@ class SimBackend:
             return self._take_fault()
         if self._arrived < len(entries) and (entries[self._arrived].time_ns, int(Order.FACT)) == turn:
             return self._arrive(entries[self._arrived])
+        if self._windows and (self._windows[0][0], int(Order.FACT)) == turn:
+            return self._take_window()
         at, order, _, attempt = heapq.heappop(self._due)
         if order == Order.FACT:
             attempt.stop_ns = at
@@ -330,9 +492,9 @@ class SimBackend:
         batch: list[Report] = []
         heap = self._reports
         while heap and heap[0][0] <= until_ns:
-            at, _, attempt = heapq.heappop(heap)
+            at, seq, attempt = heapq.heappop(heap)
             course = attempt.course
-            if at > attempt.stop_ns or self._running.get(course.job.job_id) is not attempt:
+            if seq != attempt.report_seq or at > attempt.stop_ns or self._running.get(course.job.job_id) is not attempt:
                 continue
             point = course.next_point
             if course.shares[point] > course.truth.end_fraction:
@@ -367,13 +529,14 @@ class SimBackend:
             share_to = max(share_to, course.shares[course.next_point - 1])
         kept = share_to
         if attempt.outcome == "lost" and self._options.checkpoint_interval_ns > 0:
-            done_ns = max(stop_ns - attempt.work_ns, 0)
+            done_ns = max(stop_ns - attempt.first_work_ns, 0)
             kept_ns = done_ns - done_ns % self._options.checkpoint_interval_ns
-            kept = attempt.share_at(attempt.work_ns + kept_ns)
+            kept = attempt.share_at(attempt.first_work_ns + kept_ns)
         course.share = kept
         while course.next_point and course.shares[course.next_point - 1] > kept:
             course.next_point -= 1  # points behind the checkpoint are reached, and reported, once more
         del self._running[course.job.job_id]
+        self._part(attempt, end_ns)
         if attempt.outcome not in ("preempted", "lost") or course.given_up:
             self._end(course, end_ns)
         self._segments.append(self._segment(attempt, end_ns, share_to, attempt.outcome, kept))
@@ -385,7 +548,7 @@ class SimBackend:
         return Segment(
             row=attempt.course.row,
             attempt=attempt.number,
-            gpus=attempt.gpus,
+            gpus=len(attempt.device_ids),
             gpu_type=attempt.gpu_type,
             start_ns=attempt.start_ns,
             work_ns=min(attempt.work_ns, stop_ns),
@@ -395,6 +558,7 @@ class SimBackend:
             share_to=share_to,
             kept=share_to if kept < 0 else kept,
             outcome=outcome,
+            charge=attempt.charge,
         )
 
     # -- nodes ------------------------------------------------------------------------------------------------------
@@ -425,4 +589,8 @@ class SimBackend:
         """Who ran when, until now."""
         now = self._clock.now_ns()
         running = [self._segment(a, now, a.share_at(min(a.stop_ns, now)), "running") for a in self._running.values()]
-        return Record((*self._segments, *running), tuple(self._capacity), tuple(self._ended_ns), self._events)
+        shared = [self._shared_time(pair, now, "", False) for pair in self._pairs.values()]
+        return Record(
+            (*self._segments, *running), tuple(self._capacity), tuple(self._ended_ns), self._events,
+            (*self._shared, *shared),
+        )  # fmt: skip

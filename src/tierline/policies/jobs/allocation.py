@@ -156,9 +156,9 @@ def plan_of(
         grants.append(
             Grant(int(row), int(target[row]), int(allocation.gpu_type[row]), give(int(row)), _at(density, row))
         )
-    if not grants and density is None and price is None:
+    if not grants and density is None and price is None and view.sharing is None:
         return EMPTY_PLAN
-    return Plan(grants=tuple(grants), price=price, density=density)
+    return Plan(grants=tuple(grants), price=price, density=density, refused=allocation.refused)
 
 
 def _at(column: Floats | None, row: int | np.signedinteger) -> float:
