@@ -24,7 +24,8 @@ void alone_follows_the_roofline() {
     }
     const DeviceSpec h = device_spec(Gpu::h200);
     const AloneProfile gemm = alone_profile(h, named("gemm_8192"));
-    CHECK(gemm.flops / double(gemm.duration_ns) > 750e3 && gemm.flops / double(gemm.duration_ns) < 800e3);   // measured: 769-798 TFLOP/s
+    CHECK(gemm.flops / double(gemm.duration_ns) > 750e3 &&
+          gemm.flops / double(gemm.duration_ns) < 800e3); // measured: 769-798 TFLOP/s
     const AloneProfile norm = alone_profile(h, named("rms_norm_131072"));
     CHECK(norm.bw_util > 0.93 && norm.bw_util <= 1);
     CHECK(norm.sm_util < 0.35);
@@ -72,7 +73,7 @@ void bandwidth_is_conserved_and_shared() {
     const AloneProfile p = alone_profile(b.device.spec(), named("rms_norm_131072"));
     const double end = double(std::max(b.of(a)->end_ns, b.of(c)->end_ns));
     CHECK(2 * p.dram_bytes / end <= b.device.spec().dram_bytes_per_s * 1e-9);      // bytes per ns
-    CHECK(end > 1.9 * double(p.duration_ns));                                     // two bandwidth-bound kernels gain nothing
+    CHECK(end > 1.9 * double(p.duration_ns)); // two bandwidth-bound kernels gain nothing
     const Truth& t = b.device.truth();
     CHECK(near(t.bw_integral * b.device.spec().dram_bytes_per_s * 1e-9, 2 * p.dram_bytes, 0.001 * p.dram_bytes));
     CHECK(t.shared_bw_peak > 1.9 && t.excess_ns > 0 && t.excess_ns == t.shared_ns);

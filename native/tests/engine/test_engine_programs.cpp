@@ -58,7 +58,8 @@ struct Host {
                 ++kernels_launched;
                 break;
             case StepKind::graph:
-                e = device.enqueue_graph(stream, graphs[s.index].data(), static_cast<std::int32_t>(graphs[s.index].size()), now);
+                e = device.enqueue_graph(stream, graphs[s.index].data(),
+                                         static_cast<std::int32_t>(graphs[s.index].size()), now);
                 kernels_launched += static_cast<std::int64_t>(graphs[s.index].size());
                 break;
             case StepKind::copy: e = device.enqueue_copy(stream, s.bytes, s.direction, now); break;
@@ -85,7 +86,8 @@ bool run_hosts(Device& device, std::vector<Host*> hosts, std::int64_t loops) {
             if (h->iterations >= loops) continue;
             all = false;
             if (h->waits()) continue;
-            h->now = std::max(h->now, h->program.loop[h->at].kind == StepKind::synchronize || h->program.loop[h->at].kind == StepKind::end_iteration ||
+            h->now = std::max(h->now, h->program.loop[h->at].kind == StepKind::synchronize ||
+                                              h->program.loop[h->at].kind == StepKind::end_iteration ||
                                               h->program.loop[h->at].kind == StepKind::synchronize_all
                                           ? device.now_ns()
                                           : h->now);
@@ -106,7 +108,8 @@ void every_program_runs_everywhere() {
     const auto began = std::chrono::steady_clock::now();
     for (const Program& p : programs()) {
         CHECK(names.insert(p.name).second);
-        CHECK(!p.what.empty() && !p.kernels.empty() && p.memory_bytes > 0 && p.loop.back().kind == StepKind::end_iteration);
+        CHECK(!p.what.empty() && !p.kernels.empty() && p.memory_bytes > 0 &&
+              p.loop.back().kind == StepKind::end_iteration);
         CHECK((p.kind == ProgramKind::server) == (p.arrivals_per_s > 0));
         for (Gpu gpu : {Gpu::h200, Gpu::a100, Gpu::v100}) {
             Bench b(device_spec(gpu));
@@ -121,7 +124,8 @@ void every_program_runs_everywhere() {
         }
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    std::printf("%lld kernels alone: %.2f million a second\n", static_cast<long long>(kernels), double(kernels) / seconds * 1e-6);
+    std::printf("%lld kernels alone: %.2f million a second\n", static_cast<long long>(kernels),
+                double(kernels) / seconds * 1e-6);
 }
 
 void the_pairs_are_whole() {
@@ -162,12 +166,13 @@ void pairs_run_together() {
         CHECK(t.shared_ns > 0);
         CHECK(t.sm_integral <= double(t.busy_ns) && t.bw_integral <= double(t.busy_ns));
         CHECK(double(high.now) / double(loops) >= alone[0] * 0.98);   // company never speeds anybody up
-        std::printf("%-44s alone %8.1f %8.1f us; free: high %.2f times; shared %4.1f %%, peaks %.2f %.2f\n", pair.name.c_str(), alone[0] / 1e3,
-                    alone[1] / 1e3, double(high.now) / double(loops) / alone[0], 100.0 * double(t.shared_ns) / double(t.busy_ns), t.shared_sm_peak,
-                    t.shared_bw_peak);
+        std::printf("%-44s alone %8.1f %8.1f us; free: high %.2f times; shared %4.1f %%, peaks %.2f %.2f\n",
+                    pair.name.c_str(), alone[0] / 1e3, alone[1] / 1e3, double(high.now) / double(loops) / alone[0],
+                    100.0 * double(t.shared_ns) / double(t.busy_ns), t.shared_sm_peak, t.shared_bw_peak);
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    std::printf("%lld kernels in pairs (simulated device): %.2f million a second\n", static_cast<long long>(kernels), double(kernels) / seconds * 1e-6);
+    std::printf("%lld kernels in pairs (simulated device): %.2f million a second\n", static_cast<long long>(kernels),
+                double(kernels) / seconds * 1e-6);
 }
 
 }  // namespace

@@ -47,8 +47,10 @@ std::uint64_t run_once(std::uint64_t seed, Gpu gpu, bool mps) {
         }
         for (int sm = 0; sm < d.sms; sm += 7) {
             const Device::SmUse use = b.device.sm_use(sm);
-            CHECK(use.registers >= 0 && use.registers <= d.registers_per_sm && use.shared_bytes >= 0 && use.shared_bytes <= d.shared_bytes_per_sm);
-            CHECK(use.threads >= 0 && use.threads <= d.threads_per_sm && use.blocks >= 0 && use.blocks <= d.blocks_per_sm);
+            CHECK(use.registers >= 0 && use.registers <= d.registers_per_sm && use.shared_bytes >= 0 &&
+                  use.shared_bytes <= d.shared_bytes_per_sm);
+            CHECK(use.threads >= 0 && use.threads <= d.threads_per_sm && use.blocks >= 0 &&
+                  use.blocks <= d.blocks_per_sm);
         }
         CHECK(b.device.now_ns() == now);
         b.drain();
@@ -58,10 +60,12 @@ std::uint64_t run_once(std::uint64_t seed, Gpu gpu, bool mps) {
     for (int sm = 0; sm < d.sms; ++sm) CHECK(b.device.sm_use(sm).blocks == 0 && b.device.sm_use(sm).registers == 0);
     const Truth& t = b.device.truth();
     CHECK(t.sm_integral <= double(t.busy_ns) && t.bw_integral <= double(t.busy_ns) * (1 + 1e-9));
-    CHECK(t.shared_sm_peak <= t.sm_peak && t.shared_bw_peak <= t.bw_peak && t.excess_ns <= t.shared_ns && t.shared_ns <= t.busy_ns);
+    CHECK(t.shared_sm_peak <= t.sm_peak && t.shared_bw_peak <= t.bw_peak && t.excess_ns <= t.shared_ns &&
+          t.shared_ns <= t.busy_ns);
     CHECK(t.completions_lost == 0);
     std::uint64_t hash = static_cast<std::uint64_t>(expected_bytes);
-    for (const Completion& c : b.done) hash = hash * 1099511628211ULL ^ static_cast<std::uint64_t>(c.op * 7 + c.start_ns * 3 + c.end_ns);
+    for (const Completion& c : b.done)
+        hash = hash * 1099511628211ULL ^ static_cast<std::uint64_t>(c.op * 7 + c.start_ns * 3 + c.end_ns);
     return hash;
 }
 
@@ -76,8 +80,9 @@ void work_is_conserved_under_interruptions() {
     for (int i = 0; i < 100; ++i) b.launch(high, small, 37'000 * i);
     b.run();
     const DeviceSpec d = b.device.spec();
-    const double asked = 5 * b.device.alone_profile(big)->flops / d.fp32_flops_per_s +
-                         (5 * b.device.alone_profile(gemm)->flops + 100 * b.device.alone_profile(small)->flops) / d.tensor_flops_per_s;
+    const double asked =
+        5 * b.device.alone_profile(big)->flops / d.fp32_flops_per_s +
+        (5 * b.device.alone_profile(gemm)->flops + 100 * b.device.alone_profile(small)->flops) / d.tensor_flops_per_s;
     const double done = b.device.truth().sm_integral * 1e-9;
     CHECK(done > asked * 0.995 && done < asked * 1.005);
 }

@@ -15,7 +15,11 @@ void streams_are_fifo() {
     std::vector<OpId> ops;
     for (int i = 0; i < 20; ++i) {
         ops.push_back(b.launch(s, b.kernel(i % 2 == 0 ? "gemm_512" : "add_small")));
-        if (i % 5 == 0) ops.push_back(b.device.enqueue_copy(s, 1 << 20, i % 2 == 0 ? Direction::host_to_device : Direction::device_to_device, 0).op);
+        if (i % 5 == 0)
+            ops.push_back(
+                b.device
+                    .enqueue_copy(s, 1 << 20, i % 2 == 0 ? Direction::host_to_device : Direction::device_to_device, 0)
+                    .op);
         if (i % 7 == 0) ops.push_back(b.device.enqueue_event(s, e, 0).op);
     }
     CHECK(!b.device.event_done(e) && b.device.event_time_ns(e) == -1);

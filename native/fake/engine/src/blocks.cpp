@@ -16,6 +16,7 @@ namespace {
 
 constexpr double stagger_after_rounds = 4;   // from then on the blocks of a cohort are taken as out of step
 constexpr int stagger_parts = 4;
+constexpr int cohorts_per_kernel = 6;        // beyond that, neighbours whose ends are nearest are joined
 
 // Makes `sm` the start of a run; gives that run's index.
 int split_at(DeviceState& s, int sm) {
@@ -122,10 +123,12 @@ void place(DeviceState& s, int op_index) {
     }
     for (int i = 0; i < count; ++i) {
         Placement& p = places[i];
-        while (p.extra == 0 && i + 1 < count && places[i + 1].extra == 0 && places[i + 1].lo == p.hi && places[i + 1].per_sm == p.per_sm) {
+        while (p.extra == 0 && i + 1 < count && places[i + 1].extra == 0 && places[i + 1].lo == p.hi &&
+               places[i + 1].per_sm == p.per_sm) {
             p.hi = places[++i].hi;         // neighbours that take the same move as one
         }
-        for (const auto& [lo, hi, n] : {std::tuple{p.lo, p.lo + p.extra, p.per_sm + 1}, std::tuple{p.lo + p.extra, p.hi, p.per_sm}}) {
+        for (const auto& [lo, hi, n] :
+             {std::tuple{p.lo, p.lo + p.extra, p.per_sm + 1}, std::tuple{p.lo + p.extra, p.hi, p.per_sm}}) {
             if (lo == hi || n == 0) continue;
             if (s.cohort_count == max_cohorts) return;   // the rest starts when places are free again
             if (op.start_ns < 0) op.start_ns = s.now_ns - s.spec.ramp_ns;
@@ -162,7 +165,8 @@ void truncate(DeviceState& s, int index) {
         op.unstarted += static_cast<std::int64_t>(back);
         const double mean = c.left - back / double(blocks);
         const int lo = c.lo, width = c.hi - c.lo;
-        const int parts = width >= 4 * stagger_parts && s.cohort_count + stagger_parts - 1 <= max_cohorts ? stagger_parts : 1;
+        const int parts =
+            width >= 4 * stagger_parts && s.cohort_count + stagger_parts - 1 <= max_cohorts ? stagger_parts : 1;
         c.rounds = 1;
         c.left = mean / parts;
         c.hi = lo + width / parts;
@@ -177,6 +181,37 @@ void truncate(DeviceState& s, int index) {
         if (parts == 1) s.cohorts[index].left = mean;
     }
     s.rates_due = true;
+}
+
+// A kernel that is often interrupted falls into many small cohorts, each with events of its own. Joining two neighbours
+// keeps the work that is left (the mean of their rounds) and gives up only when exactly each place becomes free.
+void join_cohorts(DeviceState& s, int op_index) {
+    while (s.ops[op_index].cohorts > cohorts_per_kernel) {
+        int mine[max_cohorts];
+        int count = 0;
+        for (int i = 0; i < s.cohort_count; ++i)
+            if (s.cohorts[i].op == op_index) mine[count++] = i;
+        std::sort(mine, mine + count,
+                  [&](int a, int b) { return std::tie(s.cohorts[a].lo, a) < std::tie(s.cohorts[b].lo, b); });
+        int best = -1;
+        double nearest = 0;
+        for (int i = 0; i + 1 < count; ++i) {
+            const Cohort &a = s.cohorts[mine[i]], &b = s.cohorts[mine[i + 1]];
+            const double apart = std::fabs(a.left - b.left);
+            if (a.hi != b.lo || a.per_sm != b.per_sm || (best >= 0 && apart >= nearest)) continue;
+            best = i;
+            nearest = apart;
+        }
+        if (best < 0) return;
+        Cohort &a = s.cohorts[mine[best]], &b = s.cohorts[mine[best + 1]];
+        const double share = double(b.hi - b.lo) / (b.hi - a.lo);
+        a.left += share * (b.left - a.left);
+        a.rounds += share * (b.rounds - a.rounds);
+        a.hi = b.hi;
+        s.cohorts[mine[best + 1]] = s.cohorts[--s.cohort_count];
+        --s.ops[op_index].cohorts;
+        s.rates_due = true;
+    }
 }
 
 }  // namespace
@@ -223,7 +258,8 @@ void dispatch(DeviceState& s) {
         const Stream& stream = s.streams[op.stream];
         if (!s.mps && stream.context != s.current) continue;
         bool behind = false;
-        for (int l = 0; l < taken_count && !behind; ++l) behind = stream.first_sm < taken[l].hi && taken[l].lo < stream.end_sm;
+        for (int l = 0; l < taken_count && !behind; ++l)
+            behind = stream.first_sm < taken[l].hi && taken[l].lo < stream.end_sm;
         if (behind) continue;
         place(s, op_index);
         if (op.unstarted == 0) continue;
@@ -236,6 +272,8 @@ void dispatch(DeviceState& s) {
             if (other.lo < stream.end_sm && stream.first_sm < other.hi) truncate(s, c);
         }
     }
+    for (int i = 0; i < s.active_count; ++i)
+        if (s.ops[s.active[i]].cohorts > cohorts_per_kernel) join_cohorts(s, s.active[i]);
 }
 
 void update_sums(DeviceState& s) {
@@ -249,10 +287,11 @@ void update_sums(DeviceState& s) {
         sums.sm_sum += alone.sm_util;
         sums.bw_sum += alone.bw_util;
         ++sums.kernels;
-        if (std::find(clients, clients + sums.clients, stream.client) == clients + sums.clients) clients[sums.clients++] = stream.client;
+        if (std::find(clients, clients + sums.clients, stream.client) == clients + sums.clients)
+            clients[sums.clients++] = stream.client;
     }
-    const bool changed = sums.kernels != s.sums.kernels || sums.sm_sum != s.sums.sm_sum || sums.bw_sum != s.sums.bw_sum ||
-                         sums.clients != s.sums.clients;
+    const bool changed = sums.kernels != s.sums.kernels || sums.sm_sum != s.sums.sm_sum ||
+                         sums.bw_sum != s.sums.bw_sum || sums.clients != s.sums.clients;
     s.sums = sums;
     if (!changed) return;
     Truth& t = s.truth;

@@ -11,7 +11,9 @@
 namespace tierline::fake {
 namespace {
 
-bool valid_stream(const DeviceState& s, StreamId i) { return i >= 0 && i < s.stream_fresh && s.streams[i].used && !s.streams[i].closing; }
+bool valid_stream(const DeviceState& s, StreamId i) {
+    return i >= 0 && i < s.stream_fresh && s.streams[i].used && !s.streams[i].closing;
+}
 bool valid_event(const DeviceState& s, EventId i) { return i >= 0 && i < s.event_fresh && s.events[i].used; }
 bool valid_kernel(const DeviceState& s, KernelId i) { return i >= 0 && i < s.kernel_count; }
 bool valid_context(const DeviceState& s, ContextId i) { return i >= 0 && i < max_contexts && s.contexts[i].used; }
@@ -92,7 +94,8 @@ Status Device::destroy_context(ContextId id) {
         if (dead(s.ops[s.cohorts[i].op].stream)) remove_cohort(s, i);
         else ++i;
     }
-    s.active_count = static_cast<int>(std::remove_if(s.active, s.active + s.active_count, [&](int op) { return dead(s.ops[op].stream); }) - s.active);
+    s.active_count = static_cast<int>(
+        std::remove_if(s.active, s.active + s.active_count, [&](int op) { return dead(s.ops[op].stream); }) - s.active);
     s.timed_count = static_cast<int>(std::remove_if(s.timed, s.timed + s.timed_count, dead) - s.timed);
     s.blocked_count = static_cast<int>(std::remove_if(s.blocked, s.blocked + s.blocked_count, dead) - s.blocked);
     for (CopyEngine& engine : s.engines) {
@@ -134,8 +137,9 @@ Status Device::create_stream(ContextId context, const StreamOptions& o, StreamId
     if (!valid_context(s, context)) return Status::bad_context;
     const int step = s.spec.lane_granularity;
     const int end = o.sm_count == 0 ? s.spec.sms : o.first_sm + o.sm_count;
-    if (o.first_sm < 0 || o.sm_count < 0 || o.first_sm % step != 0 || end > s.spec.sms || (end % step != 0 && end != s.spec.sms) ||
-        (o.sm_count == 0 && o.first_sm != 0) || (o.legacy && s.contexts[context].legacy_stream >= 0)) {
+    if (o.first_sm < 0 || o.sm_count < 0 || o.first_sm % step != 0 || end > s.spec.sms ||
+        (end % step != 0 && end != s.spec.sms) || (o.sm_count == 0 && o.first_sm != 0) ||
+        (o.legacy && s.contexts[context].legacy_stream >= 0)) {
         return Status::bad_argument;
     }
     int index = 0;
@@ -196,13 +200,16 @@ Status Device::destroy_event(EventId id) {
 
 Status Device::register_kernel(const KernelSpec& spec, KernelId& out) { return add_kernel(*s_, spec, true, out); }
 const KernelSpec* Device::kernel(KernelId k) const { return valid_kernel(*s_, k) ? &s_->kernels[k].spec : nullptr; }
-const AloneProfile* Device::alone_profile(KernelId k) const { return valid_kernel(*s_, k) ? &s_->kernels[k].alone : nullptr; }
+const AloneProfile* Device::alone_profile(KernelId k) const {
+    return valid_kernel(*s_, k) ? &s_->kernels[k].alone : nullptr;
+}
 
 Enqueued Device::enqueue_kernel(StreamId stream, KernelId kernel, std::int64_t now, std::uint64_t cookie) {
     return enqueue_graph(stream, &kernel, 1, now, cookie);
 }
 
-Enqueued Device::enqueue_graph(StreamId stream, const KernelId* nodes, std::int32_t count, std::int64_t now, std::uint64_t cookie) {
+Enqueued Device::enqueue_graph(StreamId stream, const KernelId* nodes, std::int32_t count, std::int64_t now,
+                               std::uint64_t cookie) {
     DeviceState& s = *s_;
     advance(now);
     if (count < 1) return {Status::bad_argument, 0};
@@ -277,7 +284,8 @@ Status Device::host_done(StreamId stream, std::int64_t now) {
     advance(now);
     if (stream < 0 || stream >= s.stream_fresh || !s.streams[stream].used) return Status::bad_stream;
     const int head = s.streams[stream].head;
-    if (head < 0 || s.ops[head].kind != OpKind::host || s.ops[head].state != OpState::active) return Status::bad_argument;
+    if (head < 0 || s.ops[head].kind != OpKind::host || s.ops[head].state != OpState::active)
+        return Status::bad_argument;
     finish_head(s, stream);
     settle(s);
     return Status::ok;
@@ -307,12 +315,16 @@ bool Device::poll(Completion& out) {
     return true;
 }
 
-bool Device::idle(StreamId i) const { return i < 0 || i >= s_->stream_fresh || !s_->streams[i].used || s_->streams[i].head < 0; }
+bool Device::idle(StreamId i) const {
+    return i < 0 || i >= s_->stream_fresh || !s_->streams[i].used || s_->streams[i].head < 0;
+}
 bool Device::device_idle() const { return s_->live_ops == 0; }
 bool Device::context_idle(ContextId i) const { return !valid_context(*s_, i) || s_->contexts[i].ops == 0; }
 OpId Device::completed(StreamId i) const { return i >= 0 && i < s_->stream_fresh ? s_->streams[i].completed : 0; }
 OpId Device::submitted(StreamId i) const { return i >= 0 && i < s_->stream_fresh ? s_->streams[i].submitted : 0; }
-bool Device::event_done(EventId i) const { return !valid_event(*s_, i) || s_->events[i].completed >= s_->events[i].recorded; }
+bool Device::event_done(EventId i) const {
+    return !valid_event(*s_, i) || s_->events[i].completed >= s_->events[i].recorded;
+}
 std::int64_t Device::event_time_ns(EventId i) const { return valid_event(*s_, i) ? s_->events[i].time_ns : -1; }
 
 TrueSums Device::true_sums() const { return s_->sums; }

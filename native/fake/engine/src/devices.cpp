@@ -27,7 +27,7 @@ DeviceSpec common() {
     d.fp32_ceiling = 0.92;                 // [A]
     d.tensor_issue = 0.35;                 // [A] one warp-group instruction keeps the tensor pipe busy for many cycles
     d.copy_latency_ns = 1500;              // [A] engine start
-    d.launch_latency_ns = 1800;            // [A] doorbell to front end; with host call and ramp a null kernel takes ~5 us
+    d.launch_latency_ns = 1800; // [A] doorbell to front end; with host call and ramp a null kernel takes ~5 us
     d.stream_gap_ns = 1100;                // [A] typical gap of back-to-back kernels in a profiler's timeline: ~1 us
     d.graph_gap_ns = 600;                  // [A] graphs roughly halve it
     d.ramp_ns = 900;                       // [A] a kernel that does nothing shows 1.5-2 us; the rest is its block floor

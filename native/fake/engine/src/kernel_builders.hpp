@@ -14,8 +14,8 @@ namespace tierline::fake::build {
 
 constexpr double mib = 1024.0 * 1024.0;
 
-inline KernelSpec base(const char* name, Family family, std::int64_t blocks, std::int32_t threads, std::int32_t registers,
-                       std::int32_t shared) {
+inline KernelSpec base(const char* name, Family family, std::int64_t blocks, std::int32_t threads,
+                       std::int32_t registers, std::int32_t shared) {
     KernelSpec k{};
     std::strncpy(k.name, name, max_name - 1);
     k.family = family;
@@ -51,7 +51,8 @@ inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1
 
 // C[m,n] = A[m,k] B[k,n], bf16. A tile that sticks out of the matrix is still computed in full. DRAM traffic is the
 // operands once, 1.6 times when they do not fit half of a 60 MB L2 (tiles of later waves read them again).
-inline KernelSpec gemm(const Tile& t, std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch = 1, int split_k = 1) {
+inline KernelSpec gemm(const Tile& t, std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch = 1,
+                       int split_k = 1) {
     const std::int64_t tiles_m = ceil_div(m, t.m), tiles_n = ceil_div(n, t.n);
     KernelSpec s = base(t.name, Family::gemm, tiles_n, t.threads, t.registers, t.shared);
     s.grid[1] = static_cast<std::uint32_t>(tiles_m);
@@ -157,8 +158,8 @@ inline KernelSpec embedding(std::int64_t rows, std::int64_t columns) {
 
 // Flash attention, forward: a block takes 128 queries of one head over all (causal: half the) keys. 0.62 of the peak:
 // 600-650 TFLOP/s is what the third generation reaches. The backward pass has 2.5 times the work.
-inline KernelSpec attention(const char* name, std::int64_t batch, std::int64_t heads, std::int64_t length, std::int64_t width,
-                            bool causal, double work = 1) {
+inline KernelSpec attention(const char* name, std::int64_t batch, std::int64_t heads, std::int64_t length,
+                            std::int64_t width, bool causal, double work = 1) {
     KernelSpec s = base(name, Family::attention, ceil_div(length, 128), 384, 168, 160 * 1024);
     s.grid[1] = static_cast<std::uint32_t>(heads);
     s.grid[2] = static_cast<std::uint32_t>(batch);
@@ -181,7 +182,8 @@ inline KernelSpec attention(const char* name, std::int64_t batch, std::int64_t h
 
 // One query a sequence over its cache; bound by bytes and by latency: an SM reaches a third of its draw, so speed is
 // nearly linear in SMs for big batches (published: .54 at 64 of 132).
-inline KernelSpec decode_attention(std::int64_t batch, std::int64_t kv_heads, std::int64_t context, std::int64_t width, int splits) {
+inline KernelSpec decode_attention(std::int64_t batch, std::int64_t kv_heads, std::int64_t context, std::int64_t width,
+                                   int splits) {
     KernelSpec s = base("flash_fwd_splitkv_kernel", Family::decode_attention, splits, 128, 160, 64 * 1024);
     s.grid[1] = static_cast<std::uint32_t>(kv_heads);
     s.grid[2] = static_cast<std::uint32_t>(batch);
@@ -202,12 +204,14 @@ inline KernelSpec decode_attention(std::int64_t batch, std::int64_t kv_heads, st
 
 // Convolution as an implicit GEMM, channels last: m = batch*p*p, n = filters, k = channels*r*r. DRAM sees input, weights
 // and output once. Few filters take the small tile.
-inline KernelSpec conv(std::int64_t batch, std::int64_t p, std::int64_t channels, std::int64_t filters, std::int64_t r, std::int64_t stride) {
+inline KernelSpec conv(std::int64_t batch, std::int64_t p, std::int64_t channels, std::int64_t filters, std::int64_t r,
+                       std::int64_t stride) {
     const std::int64_t m = batch * p * p;
     const Tile& tile = filters < 128 || m * filters < 64 * 128 * 128 ? conv_small : conv_large;
     KernelSpec s = gemm(tile, m, filters, channels * r * r);
     s.family = Family::conv;
-    const double once = 2.0 * (double(m) * double(stride * stride) * double(channels) + double(channels * r * r) * double(filters) + double(m) * double(filters));
+    const double once = 2.0 * (double(m) * double(stride * stride) * double(channels) +
+                               double(channels * r * r) * double(filters) + double(m) * double(filters));
     s.l2_hit = std::clamp(1 - once / (s.bytes_per_block * double(blocks_of(s))), 0.0, 1.0);
     s.working_set_bytes = std::min(once, 20 * mib);
     return s;

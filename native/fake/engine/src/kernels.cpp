@@ -51,10 +51,11 @@ bool share(double x) { return x >= 0 && x <= 1; }                   // false for
 bool sensible(const DeviceSpec& d, const KernelSpec& k) {
     const double threads = double(k.block[0]) * k.block[1] * k.block[2];
     const double blocks = double(k.grid[0]) * k.grid[1] * k.grid[2];
-    return threads >= 1 && threads <= d.max_threads_per_block && blocks >= 1 && blocks < 4e15 && k.registers_per_thread >= 0 &&
-           k.registers_per_thread <= 255 && k.static_shared_bytes >= 0 && k.dynamic_shared_bytes >= 0 && k.flops_per_block >= 0 &&
-           std::isfinite(k.flops_per_block) && k.bytes_per_block >= 0 && std::isfinite(k.bytes_per_block) && share(k.l2_hit) &&
-           k.working_set_bytes >= 0 && std::isfinite(k.working_set_bytes) && share(k.compute_efficiency) && k.compute_efficiency > 0 &&
+    return threads >= 1 && threads <= d.max_threads_per_block && blocks >= 1 && blocks < 4e15 &&
+           k.registers_per_thread >= 0 && k.registers_per_thread <= 255 && k.static_shared_bytes >= 0 &&
+           k.dynamic_shared_bytes >= 0 && k.flops_per_block >= 0 && std::isfinite(k.flops_per_block) &&
+           k.bytes_per_block >= 0 && std::isfinite(k.bytes_per_block) && share(k.l2_hit) && k.working_set_bytes >= 0 &&
+           std::isfinite(k.working_set_bytes) && share(k.compute_efficiency) && k.compute_efficiency > 0 &&
            share(k.dram_efficiency) && k.dram_efficiency > 0 && k.saturating_threads >= 0 && k.block_floor_ns >= 0 &&
            k.block_floor_ns < 1'000'000'000'000 && k.spin_token < max_tokens && k.post_token < max_tokens &&
            (k.spin == Spin::none || k.spin_token != 0);
@@ -63,7 +64,8 @@ bool sensible(const DeviceSpec& d, const KernelSpec& k) {
 int rounded_threads(const KernelSpec& k) { return (threads_of(k) + 31) / 32 * 32; }
 
 int block_registers(const DeviceSpec& d, const KernelSpec& k) {
-    const int per_warp = (k.registers_per_thread * 32 + d.register_granularity - 1) / d.register_granularity * d.register_granularity;
+    const int per_warp =
+        (k.registers_per_thread * 32 + d.register_granularity - 1) / d.register_granularity * d.register_granularity;
     return per_warp * (rounded_threads(k) / 32);
 }
 
@@ -117,7 +119,8 @@ Status add_kernel(DeviceState& s, const KernelSpec& given, bool with_profile, Ke
     e.occupancy = fits;
     const double infinity = std::numeric_limits<double>::infinity();
     e.saturating_blocks = std::max(1.0, double(spec.saturating_threads) / e.block_threads);
-    const double peak = (spec.unit == Unit::tensor ? d.tensor_flops_per_s : d.fp32_flops_per_s) / d.sms * 1e-9;  // per SM and ns
+    const double peak =
+        (spec.unit == Unit::tensor ? d.tensor_flops_per_s : d.fp32_flops_per_s) / d.sms * 1e-9; // per SM and ns
     const double use = spec.flops_per_block / peak;
     (spec.unit == Unit::tensor ? e.tensor_use : e.fp32_use) = use;
     e.sm_compute_rate = use > 0 ? spec.compute_efficiency / use : infinity;
@@ -157,7 +160,8 @@ AloneProfile measure_alone(const DeviceSpec& device, const KernelSpec& spec) {
     }
     const KernelEntry& e = scratch->kernels[kernel];
     p.occupancy_blocks = e.occupancy;
-    p.sm_blocks = static_cast<std::int32_t>(std::min<std::int64_t>(device.sms, (e.blocks + e.occupancy - 1) / e.occupancy));
+    p.sm_blocks =
+        static_cast<std::int32_t>(std::min<std::int64_t>(device.sms, (e.blocks + e.occupancy - 1) / e.occupancy));
     p.waves = double(e.blocks) / (double(e.occupancy) * device.sms);
     p.flops = double(e.blocks) * spec.flops_per_block;
     p.dram_bytes = double(e.blocks) * spec.bytes_per_block * (1 - spec.l2_hit);

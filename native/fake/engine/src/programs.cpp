@@ -31,8 +31,9 @@ public:
         const std::string key(reinterpret_cast<const char*>(&k.name), sizeof k.name);
         for (std::uint32_t i : by_name_[key]) {
             const KernelSpec& o = p_.kernels[i];
-            if (o.flops_per_block == k.flops_per_block && o.bytes_per_block == k.bytes_per_block && o.l2_hit == k.l2_hit &&
-                o.grid[0] == k.grid[0] && o.grid[1] == k.grid[1] && o.grid[2] == k.grid[2] && o.shape[2] == k.shape[2])
+            if (o.flops_per_block == k.flops_per_block && o.bytes_per_block == k.bytes_per_block &&
+                o.l2_hit == k.l2_hit && o.grid[0] == k.grid[0] && o.grid[1] == k.grid[1] && o.grid[2] == k.grid[2] &&
+                o.shape[2] == k.shape[2])
                 return i;
         }
         p_.kernels.push_back(k);
@@ -46,7 +47,8 @@ public:
     void step(StepKind kind, std::uint16_t stream = 0, std::uint32_t index = 0, std::int64_t host_ns = 1000) {
         p_.loop.push_back({kind, stream, index, host_ns, 0, Direction::host_to_device});
         p_.streams = std::max<std::int32_t>(p_.streams, stream + 1);
-        if (kind == StepKind::record) p_.events = std::max<std::int32_t>(p_.events, static_cast<std::int32_t>(index) + 1);
+        if (kind == StepKind::record)
+            p_.events = std::max<std::int32_t>(p_.events, static_cast<std::int32_t>(index) + 1);
     }
     void copy(std::int64_t bytes, Direction direction, std::uint16_t stream = 0) {
         p_.loop.push_back({StepKind::copy, stream, 0, 3000, bytes, direction});
@@ -58,7 +60,9 @@ public:
         recording_ = true;
     }
     void end_graph() { recording_ = false; }
-    void replay(std::uint32_t graph, std::uint16_t stream = 0) { step(StepKind::graph, stream, graph, graph_launch_ns); }
+    void replay(std::uint32_t graph, std::uint16_t stream = 0) {
+        step(StepKind::graph, stream, graph, graph_launch_ns);
+    }
     Program closed_loop() {
         step(StepKind::end_iteration, 0, 0, 0);
         return p_;
@@ -101,7 +105,8 @@ std::vector<ConvLayer> resnet50_layers() {
 // Mixed precision, channels last, unfused batch norm as frameworks run it: forward conv, statistics and apply; backward
 // two norm passes, data and weight gradients; one multi-tensor SGD over 25.6 million parameters in four launches.
 Program resnet50_train(const char* name, int batch) {
-    Build b(name, "ResNet-50 training step, mixed precision, eager", eager_ns, std::int64_t{batch} * 90 * (1 << 20) + 2 * gib);
+    Build b(name, "ResNet-50 training step, mixed precision, eager", eager_ns,
+            std::int64_t{batch} * 90 * (1 << 20) + 2 * gib);
     b.copy(std::int64_t{batch} * 3 * 224 * 224, Direction::host_to_device);
     const auto layers = resnet50_layers();
     for (const ConvLayer& l : layers) {
@@ -123,7 +128,8 @@ Program resnet50_train(const char* name, int batch) {
         // The weight gradient reduces over all positions: few output tiles, so the library splits that dimension.
         const std::int64_t positions = std::int64_t{batch} * l->p * l->p;
         const std::int64_t tiles = ceil_div(l->filters, 64) * ceil_div(std::int64_t{l->channels} * l->r * l->r, 64);
-        const int split = static_cast<int>(std::clamp<std::int64_t>(528 / tiles, 1, std::max<std::int64_t>(1, positions / 256)));
+        const int split =
+            static_cast<int>(std::clamp<std::int64_t>(528 / tiles, 1, std::max<std::int64_t>(1, positions / 256)));
         b.launch(gemm(conv_small, l->filters, std::int64_t{l->channels} * l->r * l->r, positions, 1, split));
     }
     for (int i = 0; i < 4; ++i) {
@@ -168,7 +174,8 @@ Program vision_batch(const char* name, int batch) {
 Program mobilenet_server(const char* name, double rate) {
     Build b(name, "MobileNet-like inference, batch 1: tiny kernels, eager", eager_ns, 2 * gib);
     b.copy(3 * 224 * 224, Direction::host_to_device);
-    const int stages[7][4] = {{112, 32, 16, 1}, {56, 96, 24, 2}, {28, 144, 32, 3}, {14, 192, 64, 4}, {14, 384, 96, 3}, {7, 576, 160, 3}, {7, 960, 320, 1}};
+    const int stages[7][4] = {{112, 32, 16, 1}, {56, 96, 24, 2},  {28, 144, 32, 3}, {14, 192, 64, 4},
+                              {14, 384, 96, 3}, {7, 576, 160, 3}, {7, 960, 320, 1}};
     for (const auto& s : stages) {
         for (int i = 0; i < s[3]; ++i) {
             const std::int64_t positions = std::int64_t{s[0]} * s[0];
@@ -195,7 +202,8 @@ const Tile& tile_for(std::int64_t m, std::int64_t n) {
 }
 KernelSpec linear(std::int64_t m, std::int64_t n, std::int64_t k) { return gemm(tile_for(m, n), m, n, k); }
 
-void encoder_forward(Build& b, std::int64_t batch, std::int64_t length, std::int64_t hidden, int layers, bool training) {
+void encoder_forward(Build& b, std::int64_t batch, std::int64_t length, std::int64_t hidden, int layers,
+                     bool training) {
     const std::int64_t rows = batch * length;
     for (int i = 0; i < layers; ++i) {
         b.launch(linear(rows, 3 * hidden, hidden));
@@ -275,7 +283,8 @@ void decode_step(Build& b, std::int64_t batch, std::int64_t context) {
 }
 
 Program llm_decode(const char* name, std::int64_t batch, std::int64_t context, int tokens, double rate) {
-    Build b(name, "8B decoder, token by token as CUDA graphs: memory-bound", runtime_ns, 16 * gib + batch * context * 131072);
+    Build b(name, "8B decoder, token by token as CUDA graphs: memory-bound", runtime_ns,
+            16 * gib + batch * context * 131072);
     b.begin_graph();
     decode_step(b, batch, context);
     b.end_graph();
@@ -412,7 +421,8 @@ Program nccl_train(const char* name) {
 
 // A producer on one stream releases a kernel that spins on another; a third round is released by the host.
 Program spinning(const char* name) {
-    Build b(name, "a kernel that spins until another stream's kernel, then the host, sets its flag", runtime_ns, 1 * gib);
+    Build b(name, "a kernel that spins until another stream's kernel, then the host, sets its flag", runtime_ns,
+            1 * gib);
     KernelSpec post = elementwise("producer", 1 << 16, 2);
     post.post_token = 1;
     b.launch(spin("wait_for_flag", 1, 1), 1);
@@ -466,18 +476,25 @@ const Program* find_program(const std::string& name) {
 // chosen for cover of bounds and geometries before any policy ran on them.
 const std::vector<Pair>& pairs() {
     static const std::vector<Pair> all = {
-        {"vision-serving+resnet50-training", "vision-server", "resnet50-train", "inference beside training, both convolutions"},
+        {"vision-serving+resnet50-training", "vision-server", "resnet50-train",
+         "inference beside training, both convolutions"},
         {"mobilenet-serving+bert-training", "mobilenet-server", "bert-train", "tiny launch-bound kernels beside GEMMs"},
         {"bert-serving+resnet50-training", "bert-server", "resnet50-train", "small GEMMs beside a mix of bounds"},
-        {"vision-serving+llm-decoding", "vision-server", "llm-decode-batch", "inference beside inference: small grids beside a memory-bound graph"},
-        {"llm-decode-serving+vision-batches", "llm-decode-server", "vision-batch", "inference beside inference: memory-bound graph beside convolutions"},
+        {"vision-serving+llm-decoding", "vision-server", "llm-decode-batch",
+         "inference beside inference: small grids beside a memory-bound graph"},
+        {"llm-decode-serving+vision-batches", "llm-decode-server", "vision-batch",
+         "inference beside inference: memory-bound graph beside convolutions"},
         {"resnet50-training+bert-training", "resnet50-train", "bert-train", "training beside training, mixed bounds"},
-        {"bert-training+recommender-training", "bert-train", "optimizer-heavy", "training beside training: GEMM-heavy beside optimizer"},
+        {"bert-training+recommender-training", "bert-train", "optimizer-heavy",
+         "training beside training: GEMM-heavy beside optimizer"},
         {"gemm+norm", "gemm-batch", "norm-batch", "plainly complementary: tensor-bound beside bandwidth-bound"},
-        {"llm-decode-serving+recommender-training", "llm-decode-server", "optimizer-heavy", "hostile: both bandwidth-bound"},
-        {"llm-prefill-serving+gemm", "llm-prefill-server", "gemm-batch", "hostile: both tensor-bound, blocks that fill an SM"},
+        {"llm-decode-serving+recommender-training", "llm-decode-server", "optimizer-heavy",
+         "hostile: both bandwidth-bound"},
+        {"llm-prefill-serving+gemm", "llm-prefill-server", "gemm-batch",
+         "hostile: both tensor-bound, blocks that fill an SM"},
         {"mlp-training+preprocessing", "mlp-train", "preprocess", "small kernels on both sides"},
-        {"graph-training+data-parallel-training", "graph-train", "nccl-train", "a graph a step beside eager training with collectives"},
+        {"graph-training+data-parallel-training", "graph-train", "nccl-train",
+         "a graph a step beside eager training with collectives"},
     };
     return all;
 }

@@ -47,7 +47,8 @@ void share_out(Flow* flows, int count, double Flow::*per_block, double capacity)
         if (!again) {
             const double final_level = weight > 0 ? std::max(0.0, left) / weight : 0;
             for (int i = 0; i < count; ++i)
-                if (!settled[i]) flows[i].rate = final_level * flows[i].weight / (flows[i].blocks * flows[i].*per_block);
+                if (!settled[i])
+                    flows[i].rate = final_level * flows[i].weight / (flows[i].blocks * flows[i].*per_block);
         }
     }
 }
@@ -124,7 +125,8 @@ bool share_pipe(Flow* flows, int count, double capacity, Use use) {
     }
     if (!cut) return false;
     for (int i = 0; i < count; ++i)
-        if (flows[i].cohort->lo != flows[i].cohort->hi) flows[i].rate *= factor[i] / (flows[i].cohort->hi - flows[i].cohort->lo);
+        if (flows[i].cohort->lo != flows[i].cohort->hi)
+            flows[i].rate *= factor[i] / (flows[i].cohort->hi - flows[i].cohort->lo);
     return true;
 }
 

@@ -29,8 +29,9 @@ void set_now(DeviceState& s, std::int64_t to) {
 namespace {
 
 void push_completion(DeviceState& s, const Op& op) {
-    s.completions[s.completion_write++ % completion_ring] = {op.id, op.stream, op.kind, op.kernel, s.streams[op.stream].client,
-                                                             op.submitted_ns, op.start_ns, s.now_ns, op.cookie};
+    s.completions[s.completion_write++ % completion_ring] = {
+        op.id,           op.stream,   op.kind,  op.kernel, s.streams[op.stream].client,
+        op.submitted_ns, op.start_ns, s.now_ns, op.cookie};
     if (s.completion_write - s.completion_read > completion_ring) {
         ++s.completion_read;
         ++s.truth.completions_lost;
@@ -67,11 +68,14 @@ void set_timer(DeviceState& s, int stream_index, Op& op) {
     const Stream& stream = s.streams[stream_index];
     const DeviceSpec& d = s.spec;
     const std::uint64_t dice = mixed(s.seed ^ static_cast<std::uint64_t>(op.id));
-    std::int64_t jitter = d.launch_jitter_ns > 0 ? static_cast<std::int64_t>(dice % static_cast<std::uint64_t>(d.launch_jitter_ns + 1)) : 0;
+    std::int64_t jitter = d.launch_jitter_ns > 0
+                              ? static_cast<std::int64_t>(dice % static_cast<std::uint64_t>(d.launch_jitter_ns + 1))
+                              : 0;
     if (dice >> 56 == 0) jitter *= 10;
     std::int64_t ready = op.graph_inner ? 0 : op.submitted_ns + d.launch_latency_ns + jitter;
     std::int64_t behind = stream.last_end_ns;
-    if (op.kind == OpKind::kernel && behind >= 0) behind += op.graph_inner ? d.graph_gap_ns : d.stream_gap_ns + jitter / 4;
+    if (op.kind == OpKind::kernel && behind >= 0)
+        behind += op.graph_inner ? d.graph_gap_ns : d.stream_gap_ns + jitter / 4;
     ready = std::max({ready, behind, s.now_ns});
     if (op.kind == OpKind::kernel) ready += d.ramp_ns;
     if (op.kind == OpKind::copy) ready += d.copy_latency_ns;
@@ -153,7 +157,8 @@ void finish_kernel(DeviceState& s, int op_index) {
 
 void start_engine(DeviceState& s, CopyEngine& engine) {
     const Op& op = s.ops[engine.first];
-    const double rate = op.direction == Direction::host_to_device ? s.spec.host_to_device_bytes_per_s : s.spec.device_to_host_bytes_per_s;
+    const double rate = op.direction == Direction::host_to_device ? s.spec.host_to_device_bytes_per_s
+                                                                  : s.spec.device_to_host_bytes_per_s;
     engine.end_ns = s.now_ns + static_cast<std::int64_t>(double(op.bytes) / rate * 1e9) + 1;
     s.ops[engine.first].start_ns = s.now_ns;
 }
@@ -194,7 +199,8 @@ bool begin_kernel(DeviceState& s, int op_index) {
     const Op& op = s.ops[op_index];
     const int priority = s.streams[op.stream].priority;
     int at = s.active_count++;
-    for (; at > 0 && s.streams[s.ops[s.active[at - 1]].stream].priority > priority; --at) s.active[at] = s.active[at - 1];
+    for (; at > 0 && s.streams[s.ops[s.active[at - 1]].stream].priority > priority; --at)
+        s.active[at] = s.active[at - 1];
     s.active[at] = op_index;
     ++s.contexts[s.streams[op.stream].context].active;
     s.dispatch_due = true;

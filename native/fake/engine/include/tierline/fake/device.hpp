@@ -29,9 +29,17 @@ constexpr std::int64_t never = INT64_MAX;
 
 enum class Status : std::int32_t {
     ok = 0,
-    streams_full, operations_full, kernels_full, events_full, contexts_full,
-    bad_stream, bad_event, bad_kernel, bad_context, bad_argument,
-    too_large,                             // one block does not fit an SM, or a cooperative grid does not fit the device
+    streams_full,
+    operations_full,
+    kernels_full,
+    events_full,
+    contexts_full,
+    bad_stream,
+    bad_event,
+    bad_kernel,
+    bad_context,
+    bad_argument,
+    too_large, // one block does not fit an SM, or a cooperative grid does not fit the device
 };
 const char* status_text(Status status);
 
@@ -120,7 +128,7 @@ public:
 
     std::int64_t next_time() const;                  // of the next event; `never` when only the outside can go on
     void advance(std::int64_t to);                   // handles every event up to and at `to`; now_ns() == to
-    bool poll(Completion& out);                      // oldest completion not yet polled (a ring: see Truth.completions_lost)
+    bool poll(Completion& out); // oldest completion not yet polled (a ring: see Truth.completions_lost)
 
     bool idle(StreamId stream) const;                // no operation queued or running
     bool device_idle() const;

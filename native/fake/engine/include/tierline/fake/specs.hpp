@@ -29,30 +29,42 @@ struct DeviceSpec {
     double l2_bytes_per_s;                 // all SMs together
     double dram_bytes_per_s;               // sustained (what a large copy reaches), the "1.0" of bw_util
     double sm_bytes_per_s;                 // what one SM can draw, from L2 or beyond
-    double tensor_flops_per_s;             // dense bf16/fp16 peak of the datasheet, the "1.0" of sm_util for Unit::tensor
+    double tensor_flops_per_s; // dense bf16/fp16 peak of the datasheet, the "1.0" of sm_util for Unit::tensor
     double fp32_flops_per_s;               // the "1.0" of sm_util for Unit::fp32
-    double tensor_ceiling;                 // share of the tensor peak that co-resident kernels can reach together (power)
+    double tensor_ceiling; // share of the tensor peak that co-resident kernels can reach together (power)
     double fp32_ceiling;
     double tensor_issue;                   // issue slots that a fully busy tensor pipe takes (fp32: all of them)
     double host_to_device_bytes_per_s, device_to_host_bytes_per_s, device_copy_bytes_per_s;
     std::int64_t copy_latency_ns;
     std::int64_t launch_latency_ns;        // from the driver's submission to the front end of the device
-    std::int64_t stream_gap_ns;            // between the end of a kernel and the next of its stream reaching the front end
+    std::int64_t stream_gap_ns; // between the end of a kernel and the next of its stream reaching the front end
     std::int64_t graph_gap_ns;             // the same between nodes of one graph
     std::int64_t ramp_ns;                  // front end to first resident block; counts into the kernel's duration
-    std::int64_t launch_jitter_ns;         // uniform 0..this added to each launch; 1 launch in 256 gets ten times as much
+    std::int64_t launch_jitter_ns; // uniform 0..this added to each launch; 1 launch in 256 gets ten times as much
     double work_jitter;                    // each launch's work varies by a uniform +- share
     std::int64_t slice_ns;                 // time slice of a context without MPS
     std::int64_t switch_ns;                // cost of a context switch, nothing runs
 };
 
 enum class Family : std::uint8_t {
-    other, gemm, skinny_gemm, conv, attention, decode_attention, norm, elementwise, optimizer, reduction, embedding, collective, spin
+    other,
+    gemm,
+    skinny_gemm,
+    conv,
+    attention,
+    decode_attention,
+    norm,
+    elementwise,
+    optimizer,
+    reduction,
+    embedding,
+    collective,
+    spin
 };
 
 enum class Spin : std::uint8_t {
     none,
-    until_released,   // keeps its blocks resident until its token has been posted once (spin_post, or a kernel with post_token)
+    until_released, // keeps its blocks resident until its token has been posted once (spin_post, or a kernel with post_token)
 };
 
 // One kernel, with its work per block so that any grid of it can be launched. All fields are plain numbers.
@@ -73,7 +85,7 @@ struct KernelSpec {
     double working_set_bytes;              // what should stay in L2 for that hit share; also what it evicts of others
     double compute_efficiency;             // share of the unit's peak that a full SM of its blocks reaches, 0..1
     double dram_efficiency;                // useful share of the DRAM time it takes (access pattern), 0..1
-    std::int32_t saturating_threads;       // resident threads an SM needs for those rates; fewer give a proportional share
+    std::int32_t saturating_threads; // resident threads an SM needs for those rates; fewer give a proportional share
     std::int64_t block_floor_ns;           // a block never ends sooner (latency chains; link time of collectives)
     std::int64_t shape[4];                 // as a library would tag it: m, n, k, batch; or 0
     std::int32_t element_bytes;            // of the shape's operands
