@@ -255,6 +255,11 @@ void Completion::loop() {
             seen = arbiter.await_attention(seen, kIdle);
         }
     }
+    // What a program on its way out has waited for tells its times still.
+    take_added();
+    for (auto& [lane, queue] : queues_) {
+        if (!queue.empty()) poll(*lane, queue);
+    }
 }
 
 }  // namespace tierline::interpose
