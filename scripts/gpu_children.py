@@ -39,7 +39,8 @@ class Child:
                 start_new_session=True,
             )
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Child:
         return self
@@ -92,9 +93,12 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        assert self.process.stdin is not None and self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            assert self.process.stdin is not None
             self.process.stdin.close()
+        self._reader.join(LEAVE_S)
+        if not self._reader.is_alive():  # else something that left the process group has the pipe open
+            self.process.stdout.close()
 
     def _tail(self, said: Sequence[str]) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""

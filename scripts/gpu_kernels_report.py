@@ -160,9 +160,9 @@ def _part(found: Record, name: str, title: str, body: Any) -> Iterator[str]:
         yield f"Measured on {step['date']}.\n"
     state = step.get("state")
     if state == "skipped":
-        yield f"Not run: {step['why']}"
+        yield f"Not run: {step.get('why', '?')}"
     elif state == "failed":
-        yield f"Failed: {step['why']}"
+        yield f"Failed: {step.get('why', '?')}"
     elif state is None:
         yield "Cut short; what there was by then:\n"
     if state != "skipped":
