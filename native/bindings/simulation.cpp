@@ -131,7 +131,9 @@ void bind_scenario(nb::module_& m) {
         .def_rw("gate_best_effort_ns", &Scenario::gate_best_effort_ns)
         .def_rw("poll_ns", &Scenario::poll_ns)
         .def_rw("wake_ns", &Scenario::wake_ns)
-        .def_rw("keep_sums", &Scenario::keep_sums);
+        .def_rw("keep_sums", &Scenario::keep_sums)
+        .def_rw("judged_alpha", &Scenario::judged_alpha)
+        .def_rw("judged_beta", &Scenario::judged_beta);
 }
 
 void bind_outcome(nb::module_& m) {

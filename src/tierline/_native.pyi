@@ -461,6 +461,8 @@ class Scenario:
     poll_ns: int
     wake_ns: int
     keep_sums: bool
+    judged_alpha: float
+    judged_beta: float
 
 @final
 class ClientOutcome:

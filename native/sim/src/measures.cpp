@@ -17,8 +17,8 @@ std::size_t window_of(std::int64_t launches) {
 }  // namespace
 
 TruthMeter::TruthMeter(const Scenario& scenario, Outcome& outcome)
-    : alpha_(double(scenario.config.alpha_ppm) / kWhole),
-      beta_(double(scenario.config.beta_ppm) / kWhole),
+    : alpha_(scenario.judged_alpha > 0 ? scenario.judged_alpha : double(scenario.config.alpha_ppm) / kWhole),
+      beta_(scenario.judged_beta > 0 ? scenario.judged_beta : double(scenario.config.beta_ppm) / kWhole),
       keep_(scenario.keep_sums),
       out_(outcome) {}
 

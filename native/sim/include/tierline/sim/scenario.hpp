@@ -48,6 +48,8 @@ struct Scenario {
     Nanoseconds poll_ns = 20 * kMicrosecond;  // period of the poller
     Nanoseconds wake_ns = 5 * kMicrosecond;   // from an admission until the waiting thread runs
     bool keep_sums = false;        // return both sums over time
+    // Limits that the true sums are judged by; 0 = those that the gate keeps.
+    double judged_alpha = 0, judged_beta = 0;
 };
 
 struct ClientOutcome {
@@ -82,7 +84,7 @@ struct Outcome {
     // Truth of the device over instants at which kernels of two or more clients ran.
     double shared_sm_peak = 0, shared_bw_peak = 0;
     Nanoseconds busy_ns = 0, shared_ns = 0, excess_ns = 0;
-    double excess_most = 0;        // over alpha or beta
+    double excess_most = 0;        // over the limits that are judged by
     std::int64_t launches = 0;     // that reached the device, a graph counts as one
     std::int64_t last_excess_launch = 0;  // `launches` when a sum was last over its limit; 0 = never
     std::vector<ExcessWindow> excess;     // by powers of two of `launches`
