@@ -18,19 +18,12 @@ from tierline.kernels import course, picture, region, trace
 from tierline.kernels.foreign_profiles import learned_profiles
 from tierline.kernels.profile import format_profiles, parse_profiles
 
+_SPEC = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
 SIMULATED = Path("/nowhere/simulated-h200.region")
 
 
-def _synthetic() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-synthetic = _synthetic()
+synthetic = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(synthetic)
 
 
 @pytest.fixture

@@ -51,10 +51,11 @@ def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mod
         earlier = frozenset((c.name, c.pid) for c in read_region(place.region, changes=False).clients)
         console = render.console(stderr=as_json)
         console.print(f"tierline: {service.note}", soft_wrap=True, style="dim")
+        caught = stack.enter_context(_signals())  # before there is a program that has to be told
         company = stack.enter_context(
             Company(programs, where, users, service.env, _say(console, as_json, max(len(p.name) for p in programs)))
         )
-        interrupted = _watch(company, place.region, console)
+        interrupted = _watch(company, place.region, console, caught)
         seen = read_region(place.region, changes=False)
     if as_json:
         render.print_json(_summary(company, seen, service))
@@ -83,11 +84,11 @@ def _say(console: Console, as_json: bool, width: int) -> Say:
     return say
 
 
-def _watch(company: Company, region: Path, console: Console) -> int:
+def _watch(company: Company, region: Path, console: Console, caught: Sequence[int]) -> int:
     """Until all have ended. The first Ctrl-C (or SIGTERM) goes to the programs, a second kills them; returns the signal."""
     from tierline.kernels.region import read_region
 
-    with _signals() as caught, _table(console) as update:
+    with _table(console) as update:
         passed_on, next_look_s = 0, 0.0
         while company.poll():
             if len(caught) > passed_on:
