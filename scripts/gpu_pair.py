@@ -176,8 +176,9 @@ def run(jobs: list[Job], options: argparse.Namespace) -> None:
         job.start.set()
         if options.turns:
             job.done.wait()
+            load = job.load
             for other in jobs:
-                if other.load and job.load == other.load:
+                if load and other.load == load:
                     other.rate, other.load = job.rate, 0.0
     for job in jobs:
         job.done.wait()

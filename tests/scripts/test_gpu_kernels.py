@@ -393,6 +393,7 @@ def printed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_trainings_learn_and_repeat_their_losses(torch: ModuleType) -> None:
     for model in ("conv", "transformer"):
         argv = ["train", "--model", model, *TINY, "--steps", "24", "--deterministic"]
@@ -434,6 +435,7 @@ def test_latencies_are_ranked(torch: ModuleType) -> None:
     assert (told["count"], told["p50_s"], told["p99_s"], told["max_s"]) == (100, 0.05, 0.099, 0.1)
 
 
+@pytest.mark.slow
 def test_a_training_and_a_server_run_as_threads_and_in_turns(
     torch: ModuleType, children: ModuleType, tmp_path: Path
 ) -> None:
@@ -460,6 +462,7 @@ def test_clients_without_the_interposer_are_an_error_not_another_measurement(tor
     assert "OutsideTierline" in json.loads(done.stdout)["jobs"]["a"]["error"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_the_rows_that_need_no_interposer(torch: ModuleType, tmp_path: Path) -> None:
     argv = ["--device", "cpu", "--only", "lanes,share1", "--seconds", "0.3", "--settle", "0.1", "--row-s", "0"]
     code = """
@@ -479,6 +482,30 @@ sys.exit(gpu_kernels.main(sys.argv[1:]))
         assert set(row["jobs"]) == {"serve", "train"}, row
     assert rows["plain"]["jobs"]["serve"]["rate"] == pytest.approx(found["steps"]["share1"]["rate"])
     assert "None of these figures is one of a GPU" in (tmp_path / "gpu_kernels.md").read_text()
+
+
+LANES = """
+import ctypes, sys, types
+sys.path.insert(0, sys.argv[1])
+import gpu_lanes
+driver, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+
+def zeros(*_, **__):
+    assert driver.cuInit(0) == 0
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == driver.cuCtxSetCurrent(context) == 0
+
+gpu_lanes.torch = types.SimpleNamespace(zeros=zeros, cuda=types.SimpleNamespace(ExternalStream=bool))
+print([gpu_lanes.lanes(sms) for sms in (24, 48)])
+"""
+
+
+def test_lanes_come_from_one_split_of_the_device(torch: ModuleType) -> None:
+    """The driver calls of gpu_lanes.py against the fake driver's 132 multiprocessors."""
+    fake = ROOT / "src" / "tierline" / "_lib" / "fake"
+    if not (fake / "libcuda.so.1").exists():
+        pytest.skip("the fake driver is not built (scripts/native)")
+    done = run(sys.executable, "-c", LANES, str(SCRIPTS), env={"LD_LIBRARY_PATH": str(fake), "FAKECUDA_DEVICE": "h200"})
+    assert (done.returncode, done.stdout) == (0, "[[(24, True), (108, True)], [(48, True), (84, True)]]\n"), done.stderr
 
 
 # --- native clients -------------------------------------------------------------------------------------------------------
