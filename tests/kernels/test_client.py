@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from types import SimpleNamespace
 
@@ -23,15 +22,16 @@ class Preloaded:
         self.calls: list[tuple[object, ...]] = []
         self._slot, self._bound = slot, bound
 
-    def tierline_client_begin(self, name: bytes, priority: int) -> int:
-        self.calls.append(("begin", name, priority))
+    def tierline_client_begin(self, name: bytes, priority: int, memory_bytes: int) -> int:
+        self.calls.append(("begin", name, priority, memory_bytes))
         return self._slot
 
-    def tierline_client_end(self, slot: int) -> None:
-        self.calls.append(("end", slot))
+    def tierline_client_end(self, number: int) -> int:
+        self.calls.append(("end", number))
+        return 0
 
-    def tierline_bind_stream(self, handle: ctypes.c_void_p) -> int:
-        self.calls.append(("bind", handle.value))
+    def tierline_bind_stream(self, handle: int, number: int) -> int:
+        self.calls.append(("bind", handle, number))
         return self._bound
 
 
@@ -48,19 +48,19 @@ def test_outside_of_tierline_run_it_warns_and_does_nothing() -> None:
 
 
 def test_a_thread_is_a_client_until_the_end_also_after_an_error(library: Preloaded) -> None:
-    with tierline.kernels.client(priority="high", name="serve", stream=0x70):
-        assert library.calls == [("begin", b"serve", 0), ("bind", 0x70)]
+    with tierline.kernels.client(priority="high", name="serve", stream=0x70, memory_bytes=1 << 30):
+        assert library.calls == [("begin", b"serve", 0, 1 << 30), ("bind", 0x70, 3)]
     assert library.calls[-1] == ("end", 3)
     with pytest.raises(ZeroDivisionError), tierline.kernels.client():
         raise ZeroDivisionError
-    assert library.calls[-2:] == [("begin", library.calls[-2][1], 1), ("end", 3)]
+    assert library.calls[-2:] == [("begin", library.calls[-2][1], 1, 0), ("end", 3)]
 
 
 @pytest.mark.parametrize("stream", [SimpleNamespace(cuda_stream=0x70), SimpleNamespace(ptr=0x70)])
 def test_streams_of_torch_and_cupy(library: Preloaded, stream: object) -> None:
     with client_function(stream=stream) as current:
         assert current is stream
-    assert ("bind", 0x70) in library.calls
+    assert ("bind", 0x70, 3) in library.calls
 
 
 def test_with_torch_it_takes_a_stream_of_its_own(library: Preloaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,21 +87,31 @@ def test_with_torch_it_takes_a_stream_of_its_own(library: Preloaded, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
     with client_function("high") as stream:
         assert isinstance(stream, Stream)
-        assert ("bind", 0x99) in library.calls
+        assert ("bind", 0x99, 3) in library.calls
     assert made == [5, -1, "waits", "left", "waits"]
 
 
-def test_what_is_no_client(library: Preloaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_client(library: Preloaded) -> None:
     with pytest.raises(UnknownName, match="kernel priority"), client_function("low"):
         pass
     with pytest.raises(InvalidInput, match="63 bytes"), client_function(name="x" * 64):
         pass
-    assert library.calls == []
     with pytest.raises(InvalidInput, match="no CUDA stream"), client_function(stream="default"):
         pass
-    assert library.calls[-1] == ("end", 3)
+    with pytest.raises(InvalidInput, match="memory cap of -1"), client_function(memory_bytes=-1):
+        pass
+    assert library.calls == []
+
+
+def test_what_the_library_cannot_do_never_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     full = Preloaded(slot=-1)
     monkeypatch.setattr(client_module, "_preloaded", lambda: full)
-    with pytest.raises(InvalidInput, match="64 are allowed"), client_function():
+    with pytest.warns(OutsideTierline, match="64 are allowed") as told, client_function(stream=7) as stream:
+        assert stream == 7
+    assert told[0].filename == __file__
+    assert [call[0] for call in full.calls] == ["begin"]
+    unbound = Preloaded(bound=-1)
+    monkeypatch.setattr(client_module, "_preloaded", lambda: unbound)
+    with pytest.warns(OutsideTierline, match="1024 streams"), client_function(stream=7):
         pass
-    assert len(full.calls) == 1
+    assert unbound.calls[-1] == ("end", 3)

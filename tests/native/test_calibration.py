@@ -1,4 +1,4 @@
-"""Calibration by the driver's own interface, on the fake driver; in processes of their own, for it reads its settings once."""
+"""Calibration by the driver's own interface, on the fake driver; in processes of their own: it reads its settings once."""
 
 from __future__ import annotations
 

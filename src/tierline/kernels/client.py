@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -29,41 +30,55 @@ _HIGH, _BEST_EFFORT = 0, 1  # `Priority` of native/core
 
 
 class OutsideTierline(UserWarning):
-    """`client` was used in a program that does not run under `tierline run`: nothing is gated."""
+    """`client` has no effect here: the program does not run under `tierline run`, or there is no room for the client."""
 
 
 @contextlib.contextmanager
-def client(priority: str = DEFAULT_PRIORITY, name: str = "", stream: Any = None) -> Iterator[Any]:
-    """The calling thread is a client of its own while this lasts, and so are the streams bound to it.
+def client(
+    priority: str = DEFAULT_PRIORITY, name: str = "", stream: Any = None, memory_bytes: int = 0
+) -> Iterator[Any]:
+    """The calling thread is a client of its own while this lasts: streams that it makes or uses belong to it.
 
-    `stream`: a CUDA stream as an integer handle, or any object with `cuda_stream` (torch) or `ptr` (CuPy). None: with torch
-    imported in the program, a new `torch.cuda.Stream` is made current and bound; else the launches are known by their thread.
-    Yields the stream, or None. Raises `UnknownName` for a priority that is none, `InvalidInput` for one client too many.
+    `stream`: a CUDA stream as an integer handle, or any object with `cuda_stream` (torch) or `ptr` (CuPy); it belongs to this
+    client whichever thread launches into it. None: with torch imported in the program, a new `torch.cuda.Stream` is made
+    current and bound. `memory_bytes` caps the client's device memory, 0 = no cap. Yields the stream, or None.
+
+    Raises `UnknownName` or `InvalidInput` for arguments that are none. What the library cannot do is a warning
+    (`OutsideTierline`): the program goes on, its launches then count with the process.
     """
     code = _HIGH if kernel_priority(priority) == "high" else _BEST_EFFORT
     if len(name.encode()) > LABEL_BYTES:
         raise InvalidInput(f"client name '{name}': up to {LABEL_BYTES} bytes are allowed.")
+    if memory_bytes < 0:
+        raise InvalidInput(f"a memory cap of {memory_bytes} bytes: 0 (no cap) or more is allowed.")
+    _handle(stream)
     library = _preloaded()
+    number = -1
     if library is None:
-        warnings.warn(
-            "tierline.kernels.client does nothing here: the program was not started with `tierline run -- CMD`.",
-            OutsideTierline,
-            stacklevel=3,
-        )
+        _warn("the program was not started with `tierline run -- CMD`")
+    else:
+        number = library.tierline_client_begin((name or _thread_name()).encode(), code, memory_bytes)
+        if number < 0:
+            _warn("there is no CUDA driver, or no room for a further client (64 are allowed on one device)")
+    if library is None or number < 0:
         yield stream
         return
-    slot = library.tierline_client_begin((name or f"thread-{os.getpid()}").encode(), code)
-    if slot < 0:
-        raise InvalidInput("no further client fits into the region: 64 are allowed on one device.")
     try:
         with _current(stream, code) as current:
-            if (handle := _handle(current)) is not None and library.tierline_bind_stream(ctypes.c_void_p(handle)) != 0:
-                raise InvalidInput(
-                    f"stream {handle:#x} cannot be bound to a client: 1024 streams are allowed on one device."
-                )
+            if (handle := _handle(current)) is not None and library.tierline_bind_stream(handle, number) < 0:
+                _warn("the stream could not be bound to it (1024 streams are allowed on one device)")
             yield current
     finally:
-        library.tierline_client_end(slot)
+        library.tierline_client_end(number)
+
+
+def _thread_name() -> str:
+    return f"{threading.current_thread().name}-{os.getpid()}".encode()[:LABEL_BYTES].decode(errors="ignore")
+
+
+def _warn(why: str) -> None:
+    # The caller's line: this function, the generator, contextlib's __enter__, then the `with`.
+    warnings.warn(f"tierline.kernels.client has no effect here: {why}.", OutsideTierline, stacklevel=4)
 
 
 def _preloaded() -> ctypes.CDLL | None:
@@ -73,9 +88,9 @@ def _preloaded() -> ctypes.CDLL | None:
         begin, end, bind = own.tierline_client_begin, own.tierline_client_end, own.tierline_bind_stream
     except AttributeError:
         return None
-    begin.argtypes, begin.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_int
-    end.argtypes, end.restype = (ctypes.c_int,), None
-    bind.argtypes, bind.restype = (ctypes.c_void_p,), ctypes.c_int
+    begin.argtypes, begin.restype = (ctypes.c_char_p, ctypes.c_int, ctypes.c_longlong), ctypes.c_int
+    end.argtypes, end.restype = (ctypes.c_int,), ctypes.c_int
+    bind.argtypes, bind.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_int
     return own
 
 
