@@ -129,8 +129,6 @@ Session* make_session(bool without_context) {
     session->main_client = session->join(session->settings.client.c_str(), session->settings.priority,
                                          session->settings.memory_cap_bytes);
     if (session->main_client == nullptr) {
-        static Once once;
-        log_once(once, "the arbiter has no room for another client (%d at most): launches are not gated", kMaxClients);
         g_failed.store(true, std::memory_order_relaxed);
         delete session;
         return nullptr;
@@ -152,7 +150,12 @@ Session::Session(Settings given, MappedRegion region)
 
 Client* Session::join(const char* label, Priority priority, std::int64_t memory_cap_bytes) {
     const int slot = arbiter.join(label, priority, memory_cap_bytes);
-    if (slot < 0) return nullptr;
+    if (slot < 0) {
+        static Once once;
+        log_once(once, "the arbiter has no room for another client (%d at most): '%s' is not gated as one of its own",
+                 kMaxClients, label);
+        return nullptr;
+    }
     auto* client = new Client;
     client->slot = slot;
     client->priority = priority;

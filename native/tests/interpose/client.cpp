@@ -323,6 +323,82 @@ int main(int argc, char** argv) {
         std::printf("{\"allocated\": %ld, \"result\": %d, \"free\": %zu, \"total\": %zu, \"left\": %zu}\n", count,
                     static_cast<int>(result), free_bytes, total, left);
         return 0;
+    } else if (action == "clients") {
+        // Several clients in one process, as tierline.kernels.client makes them; a thread without a tag (autograd's) uses
+        // the stream of the first. Without the interposer the functions are not there, and nothing differs.
+        using Begin = int (*)(const char*, int, long long);
+        const auto begin_client = reinterpret_cast<Begin>(dlsym(RTLD_DEFAULT, "tierline_client_begin"));
+        const auto end_client = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "tierline_client_end"));
+        const auto bind = reinterpret_cast<int (*)(void*, int)>(dlsym(RTLD_DEFAULT, "tierline_bind_stream"));
+        if (begin_client == nullptr || end_client == nullptr || bind == nullptr) return 1;
+        const CUfunction small = function("small");
+        CUstream made_before = new_stream();
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 2; ++t) {
+            threads.emplace_back([&, t] {
+                NEED(cuCtxSetCurrent(context));
+                const int client = begin_client(t == 0 ? "first" : "second", t, 1 << 20);
+                if (client < 0) std::exit(1);
+                CUstream own = new_stream();
+                for (int i = 0; i < number; ++i) launch(small, own, 8);
+                std::thread([&] {
+                    NEED(cuCtxSetCurrent(context));
+                    for (int i = 0; i < number; ++i) launch(small, own, 8);
+                }).join();
+                if (t == 1 && bind(made_before, client) != 0) std::exit(1);
+                CUdeviceptr pointer = 0;
+                if (cu.cuMemAlloc(&pointer, 1 << 21) != CUDA_ERROR_OUT_OF_MEMORY) std::exit(1);
+                NEED(cuStreamSynchronize(own));
+                if (t == 1) {
+                    std::thread([&] {
+                        NEED(cuCtxSetCurrent(context));
+                        for (int i = 0; i < number; ++i) launch(small, made_before, 8);
+                        NEED(cuStreamSynchronize(made_before));
+                    }).join();
+                }
+                if (end_client(client) != 0) std::exit(1);
+                // Its thread and its stream now work for the program's own client.
+                launch(small, own, 8);
+                NEED(cuStreamSynchronize(own));
+            });
+        }
+        for (std::thread& thread : threads) thread.join();
+        CUdeviceptr pointer = 0;
+        NEED(cuMemAlloc(&pointer, 1 << 21));
+        if (end_client(77) != -1 || bind(made_before, 77) != -1) return 1;
+    } else if (action == "announce") {
+        // Says when its work is in flight, then waits for it.
+        CUstream stream = new_stream();
+        for (int i = 0; i < number; ++i) launch(function("compute"), stream, 132);
+        print("announce", number);
+        std::fflush(stdout);
+        NEED(cuStreamSynchronize(stream));
+        return 0;
+    } else if (action == "join-all") {
+        using Begin = int (*)(const char*, int, long long);
+        const auto begin_client = reinterpret_cast<Begin>(dlsym(RTLD_DEFAULT, "tierline_client_begin"));
+        if (begin_client == nullptr) return 1;
+        int refused = 0;
+        for (int i = 0; i < number; ++i) refused += begin_client("one of many", 1, 0) < 0 ? 1 : 0;
+        if (refused == 0) return 1;
+    } else if (action == "streams") {
+        for (int i = 0; i < number; ++i) {
+            CUstream stream = new_stream();
+            launch(function("small"), stream, 8);
+            NEED(cuStreamDestroy(stream));
+        }
+        NEED(cuCtxSynchronize());
+    } else if (action == "refused") {
+        // A launch that the driver refuses is told as such, and the next one goes.
+        std::uint64_t pointer = 1;
+        int count = 7;
+        void* params[] = {&pointer, &count};
+        CUstream stream = new_stream();
+        for (int i = 0; i < number; ++i) {
+            if (cu.cuLaunchKernel(function("small"), 0, 1, 1, 256, 1, 1, 0, stream, params, nullptr) == CUDA_SUCCESS) return 1;
+            launch(function("small"), stream, 8);
+        }
+        NEED(cuStreamSynchronize(stream));
     } else if (action == "hold") {
         // Launches and then hangs with the work in flight, until it is killed.
         CUstream stream = new_stream();
