@@ -1,14 +1,30 @@
 """Named invariants of the job tier under random events (docs/invariants.md). FakeCluster asserts the hard limits."""
 
+from dataclasses import dataclass, replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tierline.core.errors import TierlineError
-from tierline.core.events import DevicesBlocked, JobExited, JobHeld, JobReleased, NodeJoined, NodeLost, StopRequested
+from tierline.core.events import (
+    DevicesBlocked,
+    JobExited,
+    JobHeld,
+    JobReleased,
+    NodeJoined,
+    NodeLost,
+    PairsMeasured,
+    SlowdownSeen,
+    StopRequested,
+)
 from tierline.core.nouns import Job, Phase
+from tierline.core.views import Grant
+from tierline.policies.jobs import make_policy
+from tierline.policies.jobs.packing import GainPacking, without_guests
+from tierline.schedulers.jobs import JobScheduler
 from tierline.testing.jobs import FakeCluster, node
-from tierline.testing.policies import waits_in_vain
+from tierline.testing.policies import KINDS, PAIRS, waits_in_vain
 
 POLICIES = st.sampled_from(["explsched", "fifo", "fair", "las", "slaq", "gandiva", "asha", "srtf", "optimus"])
 
@@ -16,12 +32,23 @@ POLICIES = st.sampled_from(["explsched", "fifo", "fair", "las", "slaq", "gandiva
 class JobTier(RuleBasedStateMachine):
     """Users, nodes and jobs do what they like; the scheduler keeps its promises."""
 
+    packing = None
+    memory_bytes = 0
+
     @initialize(policy=POLICIES, answer=st.booleans())
     def start(self, policy, answer):
-        self.nodes = [node("a", 4), node("b", 2, "big")]
-        self.cluster = FakeCluster(policy, self.nodes, answer_preemptions=answer)
+        self.begin(policy, answer)
+
+    def begin(self, policy, answer):
+        self.nodes = [node("a", 4, memory_bytes=self.memory_bytes), node("b", 2, "big")]
+        self.cluster = FakeCluster(policy, self.nodes, answer_preemptions=answer, packing=self.packing)
+        self.policy = policy
         self.lost = set()
         self.count = 0
+        self.crowd()
+
+    def crowd(self):
+        """Who is there at the beginning."""
 
     def _live(self, data):
         live = [j for j in (f"j{i}" for i in range(self.count)) if j not in self.cluster.ended]
@@ -30,12 +57,14 @@ class JobTier(RuleBasedStateMachine):
     @rule(
         least=st.integers(1, 3), more=st.integers(0, 2), priority=st.integers(0, 1), held=st.booleans(),
         preemptible=st.booleans(), on=st.sampled_from([(), ("gpu",), ("big",)]), after=st.booleans(),
+        workload=st.sampled_from(["", "light", *KINDS]), shareable=st.booleans(), memory=st.integers(0, 8),
     )  # fmt: skip
-    def submit(self, least, more, priority, held, preemptible, on, after):
+    def submit(self, least, more, priority, held, preemptible, on, after, workload, shareable, memory):
         before = (f"j{self.count - 1}",) if after and self.count else ()
         job = Job(
             f"j{self.count}", min_gpus=least, max_gpus=least + more, priority=priority, held=held,
-            preemptible=preemptible, gpu_types=on, after=before, sweep="s",
+            preemptible=preemptible, gpu_types=on, after=before, sweep="s", workload=workload, shareable=shareable,
+            gpu_memory_bytes=memory if self.memory_bytes else 0,
         )  # fmt: skip
         try:
             self.cluster.submit(job)
@@ -112,7 +141,76 @@ class JobTier(RuleBasedStateMachine):
         assert {a.job_id for a in self.cluster.scheduler.attempts()} == set(self.cluster.running)
 
 
-JobTier.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+@dataclass(frozen=True)
+class Reckless:
+    """A packing stage that proposes whatever comes to its mind: the limits are the scheduler's to keep."""
+
+    def plan(self, policy, view, rng):
+        jobs, plan = view.jobs, policy.plan(without_guests(view, view.sharing), rng)
+        granted = {grant.row for grant in plan.grants}
+        grants = list(plan.grants)
+        for guest in view.sharing.pairs[:, 1].tolist():
+            if guest not in granted and rng.random() < 0.1:
+                grants.append(Grant(guest, 0, int(jobs.gpu_type[guest]), "a whim"))
+        hosts = [row for row in range(len(jobs)) if jobs.running[row]]
+        for row in range(len(jobs)):
+            if row not in granted and jobs.eligible[row] and not jobs.running[row] and jobs.preemptible[row] and hosts:
+                onto = tuple(dict.fromkeys(rng.choices(hosts, k=rng.randint(1, 2))))
+                grants.append(Grant(row, int(jobs.min_gpus[row]), int(jobs.gpu_type[onto[0]]), "a whim", onto=onto))
+        return replace(plan, grants=tuple(grants))
+
+
+class SharedJobTier(JobTier):
+    """The same with two jobs on a device. The fake cluster asserts at every start: never more than two, only shareable
+    jobs, memory within the device; so it fails on the first guest that the scheduler should have refused."""
+
+    memory_bytes = 10
+
+    @initialize(policy=POLICIES, answer=st.booleans(), packing=st.sampled_from([GainPacking(), Reckless()]))
+    def start(self, policy, answer, packing):
+        self.packing = packing
+        self.begin(policy, answer)
+
+    def crowd(self):
+        self.cluster.send(PairsMeasured(PAIRS))
+        for number in range(12):
+            kind, shareable = KINDS[number % 2], number % 5 > 0
+            job = Job(f"j{number}", workload=kind, gpu_memory_bytes=3 + number % 4, sweep="s", shareable=shareable)
+            self.cluster.submit(job)
+        self.count = 12
+
+    @rule(data=st.data(), speed=st.floats(0, 1))
+    def slowdown(self, data, speed):
+        sharing = [s for s in self.cluster.scheduler.statuses(self.cluster.now_ns) if s.shares_with]
+        if sharing:
+            one = data.draw(st.sampled_from(sharing))
+            self.cluster.send(SlowdownSeen(one.job_id, one.attempt, one.shares_with, speed, 10**10))
+
+    @invariant()
+    def nobody_is_alone_in_a_pair_and_charges_add_up(self):
+        users = {}
+        for job_id, start in self.cluster.running.items():
+            for device_id in start.device_ids:
+                users.setdefault(device_id, set()).add(job_id)
+        statuses = {s.job_id: s for s in self.cluster.scheduler.statuses(self.cluster.now_ns)}
+        for job_id, start in self.cluster.running.items():
+            beside = set().union(*(users[d] for d in start.device_ids)) - {job_id}
+            assert set(statuses[job_id].shares_with) == beside
+        shown = {d.device_id: {d.job_id, d.guest} - {""} for d in self.cluster.scheduler.cluster(0).devices}
+        assert {d: jobs for d, jobs in shown.items() if jobs} == {d: u for d, u in users.items() if d in shown}
+        assert all(s.attained_gpu_s >= 0 for s in statuses.values())
+
+    @invariant()
+    def a_snapshot_holds_pairs_and_beliefs(self):
+        state = self.cluster.scheduler.dump()
+        copy = JobScheduler(make_policy(self.policy), self.cluster.scheduler.options, self.packing)
+        copy.load(state)
+        assert copy.dump() == state
+
+
+for machine in (JobTier, SharedJobTier):
+    machine.TestCase.settings = settings(
+        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 TestJobTier = JobTier.TestCase
+TestSharedJobTier = SharedJobTier.TestCase

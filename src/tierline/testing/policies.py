@@ -12,17 +12,32 @@ import random
 
 import numpy as np
 
-from tierline.core.contracts import JobPolicy
-from tierline.core.events import NodeLost
-from tierline.core.nouns import Job
+from tierline.core.actions import StartJob
+from tierline.core.contracts import JobPolicy, Packing
+from tierline.core.events import NodeLost, PairsMeasured, SlowdownSeen
+from tierline.core.nouns import Job, PairSpeed
+from tierline.policies.jobs.packing import GainPacking
 from tierline.schedulers.jobs import JobScheduler
 from tierline.testing.jobs import FakeCluster, node
 
+KINDS = ("light", "heavy", "huge")
+PAIRS = tuple(
+    PairSpeed("", one, other, {"light": 0.95, "heavy": 0.6}[one] if "huge" not in (one, other) else 0.0)
+    for one in KINDS
+    for other in KINDS
+    if one != "huge"
+)
+"""Measured pairs for tests: light and heavy jobs may share, and huge ones fit with nobody."""
 
-def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30) -> FakeCluster:
-    """A cluster in the middle of some random life: gangs, elastic jobs, two GPU types, reports, ends, a lost node."""
+
+def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30, packing: Packing | None = None) -> FakeCluster:
+    """A cluster in the middle of some random life: gangs, elastic jobs, two GPU types, reports, ends, a lost node. With
+    `packing` jobs of several kinds share devices, and slowdowns are seen."""
     rng = random.Random(seed)
-    cluster = FakeCluster(policy, [node("a", 4, "v100"), node("b", 2, "h200"), node("c", 2, "v100")])
+    nodes = [node("a", 4, "v100"), node("b", 2, "h200"), node("c", 2, "v100")]
+    cluster = FakeCluster(policy, nodes, packing=packing)
+    if packing is not None:
+        cluster.send(PairsMeasured(PAIRS))
     submitted = 0
     for _ in range(12):
         for _ in range(rng.randrange(jobs // 6)):
@@ -39,6 +54,8 @@ def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30) -> FakeCluster:
                     priority=rng.choice([0, 0, 1]),
                     preemptible=rng.random() < 0.8,
                     params=(("lr", rng.random()),),
+                    workload="" if packing is None else rng.choice(["", *KINDS, "light"]),
+                    shareable=packing is None or rng.random() < 0.9,
                 )
             )
             submitted += 1
@@ -49,9 +66,20 @@ def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30) -> FakeCluster:
                     step = cluster.scheduler.status(job_id, cluster.now_ns).step
                     loss = rng.choice([None, 1e9, rng.uniform(0, 2), rng.uniform(0, 1)])
                     cluster.report(job_id, 0 if step is None else step + 1, loss)
+            if packing is not None:
+                slow_down(cluster, rng)
         if cluster.running and rng.random() < 0.5:
             cluster.exit(rng.choice(list(cluster.running)))
     return cluster
+
+
+def slow_down(cluster: FakeCluster, rng: random.Random) -> None:
+    """Somebody who shares a device is seen at some speed."""
+    sharing = [s for s in cluster.scheduler.statuses(cluster.now_ns) if s.shares_with]
+    if sharing:
+        one = rng.choice(sharing)
+        speed = rng.choice([0.2, rng.random(), 1.0])
+        cluster.send(SlowdownSeen(one.job_id, one.attempt, one.shares_with, speed, 10**10))
 
 
 def waits_in_vain(cluster: FakeCluster) -> list[str]:
@@ -87,6 +115,18 @@ class JobPolicyContract:
             return
         for seed in range(5):
             assert waits_in_vain(busy_cluster(self.make(), seed)) == []
+
+    def test_limits_hold_and_no_device_idles_where_devices_are_shared(self) -> None:
+        shared = 0
+        for seed in range(5):
+            cluster = busy_cluster(self.make(), seed, packing=GainPacking())
+            shared += sum(isinstance(action, StartJob) and bool(action.shares_with) for action in cluster.actions)
+            if self.make().work_conserving:
+                assert waits_in_vain(cluster) == []
+            again = JobScheduler(self.make(), cluster.scheduler.options, GainPacking())
+            for now, event, actions in cluster.recorded:
+                assert again.handle(now, event) == actions
+        assert shared > 0
 
     def test_same_events_same_actions(self) -> None:
         cluster = busy_cluster(self.make(), 7)

@@ -180,6 +180,7 @@ class _Round:
         hosts = np.flatnonzero(self.open > 0)
         # Of two jobs alike the one worth less gains less, and places only get fewer: what failed once fails again.
         failed: dict[tuple[object, ...], float] = {}
+        asked = self._ask() if self.bids and self.view.may_preempt else None
         for row in dict.fromkeys(order.tolist()):
             alike = (
                 int(sharing.kind[row]), int(jobs.min_gpus[row]), int(sharing.memory_bytes[row]), int(jobs.priority[row]),
@@ -191,7 +192,7 @@ class _Round:
             if found is not None:
                 yield found
                 hosts = hosts[self.open[hosts] > 0]
-            elif not (self.bids and self.view.may_preempt and self._outbid(row)):
+            elif asked is None or not self._outbid(row, asked):
                 failed[alike] = float(self.unit[row])
 
     def _gains(self, row: int, hosts: Ints) -> tuple[Floats, Floats, Floats, Floats]:
@@ -253,26 +254,36 @@ class _Round:
             best = max(best, (chosen, gain), key=lambda found: found[1])
         return best
 
-    def _outbid(self, row: int) -> bool:
+    def _outbid(self, row: int, asked: _Asked) -> bool:
         """Have the guest leave in whose place the waiting job gains most, if that pays for its restart."""
         jobs = self.view.jobs
-        if jobs.min_gpus[row] != 1:
+        if jobs.min_gpus[row] != 1 or not len(asked.guests):
             return False
-        single = [(g, int(h[0])) for g, h in self.guests.items() if len(h) == 1 and self.gpus[g] == 1]
-        single = [(g, h) for g, h in single if jobs.preemptible[g] and jobs.priority[g] <= jobs.priority[row]]
-        if not single:
-            return False
-        gains, *_ = self._gains(row, np.array([host for _, host in single]))
-        if gains.max() <= 0:
-            return False
-        excess = []
-        for (guest, _), gain in zip(single, gains, strict=True):
-            now, _, full, speed = self._state_of(guest)
-            resumes = jobs.attained_gpu_ns[row] > 0
-            price = self.rule.keep * full * speed + self.band * (full + float(self.unit[row]) * resumes)
-            excess.append(float(gain) - now - price)
+        gains, *_ = self._gains(row, asked.hosts)
+        restart = self.band * float(self.unit[row]) * (jobs.attained_gpu_ns[row] > 0)
+        excess = np.where(jobs.priority[asked.guests] <= jobs.priority[row], gains - asked.price - restart, -np.inf)
         best = int(np.argmax(excess))
-        if excess[best] <= 0:
+        if excess[best] <= 0 or gains[best] <= 0:
             return False
-        self.outbid.append(self._leave(single[best][0], f"{jobs.job_id[row]} gains more there"))
+        self.outbid.append(self._leave(int(asked.guests[best]), f"{jobs.job_id[row]} gains more there"))
+        asked.price[best] = np.inf
         return True
+
+    def _ask(self) -> _Asked:
+        """What it takes to have each guest of one device leave: what it gains, its restart, and `keep` of its worth."""
+        rows = [(g, int(h[0])) for g, h in self.guests.items() if len(h) == 1 and self.gpus[g] == 1]
+        price = []
+        for guest, _ in rows:
+            gain, _, full, speed = self._state_of(guest)
+            price.append(gain + (self.rule.keep * speed + self.band) * full)
+        guests, hosts = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
+        return _Asked(guests, hosts, np.array(price))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Guests, their hosts, and the gain that another must bring to have them leave (a row each)."""
+
+    guests: Ints
+    hosts: Ints
+    price: Floats
