@@ -75,6 +75,7 @@ CUresult run_other(Session& session, Stream& stream, const Node& node) {
 CUresult run(Session& session, Stream& stream, const GraphExec& exec) {
     std::vector<KernelId> kernels;
     driver().host.pass(config().launch_ns);
+    note_launch();
     for (const Node* node : exec.nodes) {
         CUresult result = CUDA_SUCCESS;
         if (node->type == CU_GRAPH_NODE_TYPE_KERNEL) {

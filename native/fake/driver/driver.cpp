@@ -19,6 +19,32 @@ void in_child() {
     if (driver().initialised) g_forked.store(true);
 }
 
+std::int64_t real_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// A thread's entry in the driver's list, for as long as the thread lives. Made with the driver's lock held.
+struct ThreadEntry {
+    ThreadEntry() { driver().threads.push_back(&state); }
+    ~ThreadEntry() {
+        const std::lock_guard<std::mutex> lock(driver().mutex);
+        auto& all = driver().threads;
+        all.erase(std::remove(all.begin(), all.end(), &state), all.end());
+    }
+    ThreadState state;
+};
+
+// Some other thread has launched a moment ago and does not wait: it will launch again before it lets time pass.
+bool others_are_launching() {
+    constexpr std::int64_t kMoment = 100'000;
+    const ThreadState& self = this_thread();
+    const std::int64_t now = driver().threads.size() > 1 ? real_ns() : 0;
+    for (const ThreadState* other : driver().threads) {
+        if (other != &self && !other->waiting && now - other->last_launch_ns < kMoment) return true;
+    }
+    return false;
+}
+
 // Written beside the file and renamed, so that a reader finds a whole one.
 void write_truth(const std::string& path, const std::string& text) {
     const std::string partial = path + "." + std::to_string(::getpid());
@@ -83,6 +109,16 @@ std::uint32_t& thread_client() {
     return client;
 }
 
+ThreadState& this_thread() {
+    static thread_local ThreadEntry entry;
+    return entry.state;
+}
+
+void note_launch() {
+    ThreadState& self = this_thread();
+    if (driver().threads.size() > 1) self.last_launch_ns = real_ns();
+}
+
 Session::Session() : lock_(driver().mutex, std::defer_lock) { acquire(); }
 
 Session::~Session() { release(); }
@@ -114,6 +150,7 @@ void Session::pause(std::int64_t ns) {
 }
 
 void run_host_calls(Session& session) {
+    if (driver().host_calls.empty()) return;
     DeviceHost::HostCall due{};
     while (driver().host.take_host_call(due)) {
         Driver& d = driver();
@@ -135,6 +172,12 @@ void wait_step(Session& session) {
     d.host.reap();
     if (!config().wall_clock) {
         run_host_calls(session);
+        // Several threads that launch share the clock: it stands still while one of them is between two launches. A bound
+        // of real time keeps a thread that has gone elsewhere from stopping it. One thread alone never waits here.
+        if (others_are_launching()) {
+            session.pause(20'000);
+            return;
+        }
         if (!d.host.step()) session.pause(kLongest);  // only another thread or process can go on
         return;
     }

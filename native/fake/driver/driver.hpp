@@ -18,6 +18,12 @@
 
 namespace tierline::fakecuda {
 
+// What the virtual clock knows of a thread that launches. Read and written under the driver's lock.
+struct ThreadState {
+    bool waiting = false;              // within a call that waits for the device
+    std::int64_t last_launch_ns = 0;   // real time
+};
+
 struct PendingHostCall {
     CUhostFn function = nullptr;
     void* user_data = nullptr;
@@ -47,6 +53,7 @@ struct Driver {
     std::unordered_map<std::uint32_t, PendingHostCall> host_calls;  // by the lower half of the cookie
     std::uint32_t next_host_call = 1;
     bool host_thread = false;
+    std::vector<ThreadState*> threads;
 };
 
 Driver& driver();
@@ -56,6 +63,9 @@ std::vector<Context*>& context_stack();
 Context* current_context();
 CUstreamCaptureMode& thread_capture_mode();
 std::uint32_t& thread_client();
+
+ThreadState& this_thread();
+void note_launch();
 
 // Both locks.
 class Session {
@@ -118,7 +128,9 @@ CUresult call(Entry entry, Need need, Body&& body) {
 
 template <class Done>
 void wait_until(Session& session, Done&& done) {
+    this_thread().waiting = true;
     while (!done()) wait_step(session);
+    this_thread().waiting = false;
 }
 
 // Streams: null and 1 are the legacy default stream, 2 is the thread's own. `_ptsz` forms map null to 2 beforehand.

@@ -107,6 +107,7 @@ CUresult enqueue_launch(Session& session, Stream& stream, const Launch& launch) 
     KernelId number = -1;
     if (const CUresult result = kernel_number(launch, number); result != CUDA_SUCCESS) return result;
     driver().host.pass(config().launch_ns);
+    note_launch();
     const CUresult result = enqueue(session, stream, [&] { return driver().host.kernel(stream.engine, number); });
     return result == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES && launch.cooperative ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : result;
 }
