@@ -81,22 +81,25 @@ def test_the_first_user_makes_the_region_and_others_join(native: ModuleType) -> 
     assert open_region(where.region).config().policy == "interference"
 
 
-def test_a_region_that_fits_is_gone_on_with(native: ModuleType) -> None:
+def test_the_region_begins_anew_with_its_first_user_and_stays_when_the_last_one_ends(native: ModuleType) -> None:
     where = place.place_of(0)
-    limits = DeviceLimits(132, 9.89e14, 4.8e12)
-    os.close(place.take_region(where, "orion", "strict", limits))
-    before = where.region.stat().st_ino
-    os.close(place.take_region(where, "orion", "strict", limits))
-    os.close(place.take_region(where, "orion", "strict"))
-    assert where.region.stat().st_ino == before
     os.close(place.take_region(where, "orion", "strict", DeviceLimits(108, 3.12e14, 2e12)))
-    assert open_region(where.region).config().device.sms == 108
+    config = open_region(where.region).config()
+    assert (config.policy, config.device.sms) == ("orion", 108)
+    first = place.take_region(where, device=DeviceLimits(132, 9.89e14, 4.8e12))
+    config = open_region(where.region).config()
+    assert (config.policy, config.device.sms) == ("interference", 132)
+    before = where.region.stat().st_ino
+    second = place.take_region(where, device=DeviceLimits(80, 1.25e14, 9e11))
+    assert where.region.stat().st_ino == before  # it is in use: the second one joins as it is
+    os.close(first)
+    os.close(second)
 
 
-def test_a_region_of_another_build_is_replaced_when_nobody_uses_it(native: ModuleType) -> None:
+def test_a_region_of_another_build(native: ModuleType) -> None:
     where = place.place_of(0)
     where.region.write_bytes(b"older")
-    users = place.take_region(where)
+    users = place.take_region(where)  # nobody uses it: made anew
     assert open_region(where.region).config().policy == "interference"
     where.region.write_bytes(b"older")
     with pytest.raises(Refused, match=r"in use, but not by this Tierline: .*not a region of this version"):

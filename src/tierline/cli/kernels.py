@@ -84,7 +84,7 @@ def show(seen: RegionSeen, top: int) -> None:
     if not seen.clients:
         print("No program has used this device yet.")
         return
-    render.print_table(heads.CLIENTS, heads.client_rows(seen), heads.CLIENT_NUMBERS)
+    heads.print_fitting(heads.CLIENTS, heads.client_rows(seen), heads.CLIENT_NUMBERS)
     print(f"\nWho waited for whom: {'nobody waited' if not seen.waits else 'the row for the column'}")
     if seen.waits:
         _show_waits(seen)
@@ -92,7 +92,7 @@ def show(seen: RegionSeen, top: int) -> None:
     more = f" of {len(seen.kernels)}" if len(seen.kernels) > top else ""
     print(f"\nKernels by time: {len(rows)}{more}")
     if rows:
-        render.print_table(heads.KERNELS, rows, heads.KERNEL_NUMBERS)
+        heads.print_fitting(heads.KERNELS, rows, heads.KERNEL_NUMBERS)
     print()
     for line in course_lines(seen):
         print(line)

@@ -16,8 +16,40 @@ LIVE = ("CLIENT", "PRIORITY", "NOW", "SM", "BW", *CLIENTS[2:])
 LIVE_NUMBERS = LIVE[3:]
 KERNELS = ("SHARE", "LAUNCHES", "TIME", "SM", "BW", "BOUND", "KNOWN BY", "WAITED", "STRETCH", "GRID", "KERNEL")
 KERNEL_NUMBERS = ("SHARE", "LAUNCHES", "TIME", "SM", "BW", "WAITED", "STRETCH", "GRID")
+# What is left out first where a terminal is too narrow.
+LEAST = (
+    "FORCED",
+    "LONGEST",
+    "WAITED",
+    "BW",
+    "GRID",
+    "KNOWN BY",
+    "CO-RUN",
+    "STRETCH",
+    "PRIORITY",
+    "MEAN WAIT",
+    "MEMORY",
+)
 # Words of the core for a reader.
 KNOWN_BY = {"none": "-", "learning": "learning", "assumed": "guess", "event": "event", "counters": "profile"}
+
+
+def fitting(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that fit the terminal next to each other, with their cells; in a pipe all of them."""
+    kept = list(range(len(columns)))
+    if render.on_terminal():
+        widths = [max(len(cell) for cell in column) + 2 for column in zip(columns, *rows, strict=True)]
+        width = render.console().width + 2  # nothing stands behind the last one
+        for name in LEAST:
+            if sum(widths[i] for i in kept) <= width:
+                break
+            kept = [i for i in kept if columns[i] != name]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def print_fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    some, cells = fitting(columns, rows)
+    render.print_table(some, cells, right)
 
 
 def span(time_ns: float) -> str:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 LOOK_S = 0.5
-Earlier = frozenset[tuple[str, int]]  # clients (name, process) that the region had before
 
 
 def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mode: str | None, as_json: bool) -> int:
@@ -48,7 +47,6 @@ def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mod
             service = mps.start(device, place.folder)
             stack.callback(mps.stop, service)
         where, users = target(device, fake, policy or (None if service.is_on else "sequential"), mode)
-        earlier = frozenset((c.name, c.pid) for c in read_region(place.region, changes=False).clients)
         console = render.console(stderr=as_json)
         console.print(f"tierline: {service.note}", soft_wrap=True, style="dim")
         caught = stack.enter_context(_signals())  # before there is a program that has to be told
@@ -60,7 +58,7 @@ def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mod
     if as_json:
         render.print_json(_summary(company, seen, service))
     else:
-        _show(company, seen, earlier)
+        _show(company, seen)
     if interrupted:
         return 128 + interrupted
     return 0 if all(each.exit_code == 0 for each in company.running) else 1
@@ -138,29 +136,30 @@ def _picture(region: RegionSeen) -> RenderableType:
     )
     here = [row for row in region_tables.live_rows(region) if row[2] != "left"]
     return Group(
-        Text(f"{region_tables.headline(region)} · {sums}", style="bold"),
-        render.rich_table(region_tables.LIVE, here, region_tables.LIVE_NUMBERS),
+        Text(region_tables.headline(region), style="bold"),
+        Text(sums),
+        render.rich_table(*region_tables.fitting(region_tables.LIVE, here), region_tables.LIVE_NUMBERS),
     )
 
 
-def _of_this_run(company: Company, seen: RegionSeen, earlier: Earlier) -> list[list[str]]:
+def _of_this_run(company: Company, seen: RegionSeen) -> list[list[str]]:
     """The programs with what their clients did; a program without CUDA has none."""
     from tierline.kernels.region import together
 
     rows = []
     for each in company.running:
         name = each.program.name
-        ours = [c for c in seen.clients if c.name == name and (c.name, c.pid) not in earlier]
+        ours = [c for c in seen.clients if c.name == name]
         cells = region_tables.client_cells(together(ours)) if ours else ["no CUDA", *[""] * 7]
         code = "" if each.exit_code is None else str(each.exit_code)
         rows.append([name, each.program.priority, code, f"{each.seconds:.1f}", *cells])
     return rows
 
 
-def _show(company: Company, seen: RegionSeen, earlier: Earlier) -> None:
+def _show(company: Company, seen: RegionSeen) -> None:
     columns = ("PROGRAM", "PRIORITY", "EXIT", "SECONDS", *region_tables.CLIENTS[2:])
     print(f"\n{region_tables.headline(seen)}")
-    render.print_table(columns, _of_this_run(company, seen, earlier), columns[2:])
+    region_tables.print_fitting(columns, _of_this_run(company, seen), columns[2:])
     for line in region_tables.wait_lines(seen)[:6]:
         print(line)
     print(region_tables.sums_line(seen))

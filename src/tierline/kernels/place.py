@@ -8,8 +8,8 @@
         device-0.manager                 flock: held by the process that manages the device; its pid stands in it
         simulated-h200.region, …         the same on the fake driver; .device is the simulated device itself
 
-A region without users that does not fit what is asked for now (other policy, another build) is replaced; one that fits is
-gone on with, so that kernels learned once stay known.
+The first user makes a new region, so that a report is about the programs that ran together last; who comes while it is in
+use joins it.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def take_region(
     try:
         with contextlib.suppress(BlockingIOError):  # others use it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _make_fit(place, policy or DEFAULT_POLICY, mode or DEFAULT_MODE, device)
+            _make(place, policy or DEFAULT_POLICY, mode or DEFAULT_MODE, device)
         # Between this lock and the one above somebody may have come first; so what holds now is looked at.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _check_fits(place, policy, mode)
@@ -166,22 +166,15 @@ def take_region(
     return descriptor
 
 
-def _make_fit(place: DevicePlace, policy: str, mode: str, device: DeviceLimits | None) -> None:
-    """Called while nobody uses the region. A simulated device begins anew with its first user."""
-    place.fake_device.unlink(missing_ok=True)
-    if place.region.exists():
-        with contextlib.suppress(RuntimeError):
-            config = native.open_region(place.region).config()
-            known = config.device
-            fits = device is None or (known.sms, known.flops_per_s) == (device.sms, device.flops_per_s)
-            if fits and (config.policy, config.mode) == (policy, mode):
-                return
-        place.region.unlink()
+def _make(place: DevicePlace, policy: str, mode: str, device: DeviceLimits | None) -> None:
+    """Called while nobody uses the region."""
+    for path in (place.fake_device, place.region):
+        path.unlink(missing_ok=True)
     try:
         native.make_region(place.region, policy, mode, device)
     except RuntimeError as error:
-        told = os.statvfs(place.folder)
         if os.strerror(errno.ENOSPC) in str(error):
+            told = os.statvfs(place.folder)
             free = told.f_bavail * told.f_frsize / 2**20
             raise StateUnusable(
                 f"There is no room for a region in '{place.folder}' ({free:.1f} MiB free): make room there, or set "
