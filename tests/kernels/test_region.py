@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -163,23 +163,52 @@ def test_slices_are_microseconds_and_do_not_overlap_on_a_stream(seen: region.Reg
             assert one["ts"] + one["dur"] <= two["ts"] + 1e-6
 
 
-def test_launches_queued_on_a_stream_run_one_after_another() -> None:
-    made = synthetic.region(1)
-    first = made.trace()[0]
-
-    def at(ns: int, kind: str, key: int) -> object:
-        return type(first)(**(vars(first) | {"at_ns": ns, "kind": kind, "key": key}))
-
-    # Two launches queued, then both ends; a third one's beginning has left the ring.
-    made.trace = lambda: [
-        at(1000, "ended", synthetic.GEMM),
-        at(2000, "admitted", synthetic.GEMM),
-        at(2500, "admitted", synthetic.NORM),
-        at(4000, "ended", synthetic.GEMM),
-        at(5000, "ended", synthetic.NORM),
+def changes(*rows: tuple[int, str, int, int, int]) -> list[object]:
+    """Of (time, kind, stream, kernel, SM sum in ppm); a stream is a client."""
+    one = vars(synthetic.region(1).trace()[0]) | {"bw_ppm": 0}
+    return [
+        type(first)(
+            **(
+                vars(first)
+                | {"at_ns": at, "kind": kind, "client": s, "stream": s, "key": key, "sm_ppm": sm, "bw_ppm": 0}
+            )
+        )
+        for at, kind, s, key, sm in rows
     ]
-    slices = [e for e in trace.trace_events(region.seen(made, SIMULATED)) if e["ph"] == "X"]
-    assert [(e["ts"], e["dur"]) for e in slices] == [(1.0, 2.0), (3.0, 1.0)]
+
+
+def slices_of(trace_rows: list[object]) -> list[tuple[float, float, int]]:
+    made = synthetic.region(1)
+    made.trace = lambda: trace_rows
+    events = trace.trace_events(region.seen(made, SIMULATED))
+    return [(event["ts"], event["dur"], event["args"]["launches"]) for event in events if event["ph"] == "X"]
+
+
+def test_launches_queued_on_a_stream_run_one_after_another() -> None:
+    a, b = synthetic.GEMM, synthetic.NORM
+    rows = changes(
+        (1000, "ended", 0, a, 0),  # its beginning has left the ring
+        (2000, "admitted", 0, a, 500),
+        (2500, "admitted", 0, b, 500),
+        (4000, "ended", 0, a, 300),
+        (5000, "ended", 0, b, 0),
+    )
+    assert slices_of(rows) == [(1.0, 2.0, 1), (3.0, 1.0, 1)]
+
+
+def test_an_end_may_stand_for_several_launches_and_idle_time_is_not_covered() -> None:
+    a, b = synthetic.GEMM, synthetic.NORM
+    rows = changes(
+        (0, "admitted", 1, b, 200),
+        (1000, "admitted", 0, a, 700),
+        (1100, "admitted", 0, a, 700),
+        (1200, "admitted", 0, a, 700),
+        (3000, "ended", 0, a, 200),  # what the stream had added is gone: all three are over
+        (8000, "admitted", 0, a, 700),
+        (9000, "ended", 0, a, 200),
+        (9500, "ended", 1, b, 0),
+    )
+    assert slices_of(rows) == [(0.0, 9.5, 1), (1.0, 2.0, 3), (8.0, 1.0, 1)]
 
 
 def test_a_timeline_without_changes_still_opens(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """A region's trace as a timeline that Perfetto and chrome://tracing open.
 
 The Trace Event Format: one process a client (process 0 is the device), one thread a stream for what ran and one for what
-waited, and two counters for the sums over all clients. Times are microseconds from the first change. The trace tells when
-launches were admitted and when they had ended; a stream runs one kernel at a time, so a slice begins when its launch was
-admitted or the one before it ended, whichever is later.
+waited, and two counters for the sums over all clients. Times are microseconds from the first change.
+
+The trace tells when a launch was admitted, and when a stream was seen to have done all up to some launch, which may be
+several at once. A stream runs one kernel at a time, so a slice begins when its first launch was admitted or the slice before
+it ended, whichever is later. A stream that gives back all that it added to the sums has nothing left: the slice then stands
+for all of its queue.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tierline.core.errors import InvalidInput
+from tierline.kernels.demangle import readable
 from tierline.kernels.region import Change, RegionSeen
 
 DEVICE = 0
+_NOTHING = 0.5e-6  # half of the unit in which the core counts shares
 Event = dict[str, Any]
 
 
@@ -67,44 +73,68 @@ def _counters(region: RegionSeen, begin_ns: int) -> Iterator[Event]:
             yield _counter("bandwidth sum", change.at_ns - begin_ns, change.bw_util)
 
 
+@dataclass(slots=True)
+class _Stream:
+    """Launches that have not ended, oldest first, and what the stream adds to both sums."""
+
+    queue: deque[Change] = field(default_factory=deque)
+    sm_util: float = 0.0
+    bw_util: float = 0.0
+    free_at_ns: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.sm_util < _NOTHING and self.bw_util < _NOTHING
+
+
 def _slices(region: RegionSeen, begin_ns: int) -> Iterator[Event]:
-    admitted: dict[tuple[int, int], deque[Change]] = {}
+    streams: dict[tuple[int, int], _Stream] = {}
     waiting: dict[tuple[int, int, int], Change] = {}
-    free_at_ns: dict[tuple[int, int], int] = {}
+    before = region.changes[0]
     for change in region.changes:
-        stream, launch = (change.client, change.stream), (change.client, change.stream, change.key)
+        stream = streams.setdefault((change.client, change.stream), _Stream())
+        launch = (change.client, change.stream, change.key)
         if change.kind == "waits":
             waiting[launch] = change
-        elif change.kind == "admitted":
-            admitted.setdefault(stream, deque()).append(change)
+            continue
+        stream.sm_util += change.sm_util - before.sm_util
+        stream.bw_util += change.bw_util - before.bw_util
+        before = change
+        if change.kind == "admitted":
+            stream.queue.append(change)
             if (since := waiting.pop(launch, None)) is not None:
                 yield _slice(since, since.at_ns, change.at_ns, begin_ns, _waits(change.stream), why=since.reason)
-        elif queue := admitted.get(stream):  # else its beginning has left the ring
-            began = _taken(queue, change.key)
-            start_ns = max(began.at_ns, free_at_ns.get(stream, began.at_ns))
-            free_at_ns[stream] = change.at_ns
-            yield _slice(began, start_ns, change.at_ns, begin_ns, _runs(change.stream), why=began.reason)
+        elif stream.queue:  # else its beginning has left the ring
+            ended = _ended(stream, change)
+            first = ended[0]
+            start_ns = max(first.at_ns, stream.free_at_ns)
+            stream.free_at_ns = change.at_ns
+            yield _slice(
+                first, start_ns, change.at_ns, begin_ns, _runs(change.stream), why=first.reason, launches=len(ended)
+            )
 
 
-def _taken(queue: deque[Change], key: int) -> Change:
-    """The oldest launch of this kernel; those before it have ended with it and were not told one by one."""
-    if all(change.key != key for change in queue):
-        return queue.popleft()
-    while (change := queue.popleft()).key != key:
-        pass
-    return change
+def _ended(stream: _Stream, change: Change) -> list[Change]:
+    """The launches that are over with this change, taken from the queue: all, or the oldest."""
+    if stream.is_idle or change.sm_util + change.bw_util < _NOTHING:
+        ended = list(stream.queue)
+        stream.queue.clear()
+        return ended
+    return [stream.queue.popleft()]
 
 
-def _slice(change: Change, start_ns: int, end_ns: int, begin_ns: int, thread: int, why: str) -> Event:
+def _slice(
+    change: Change, start_ns: int, end_ns: int, begin_ns: int, thread: int, why: str, launches: int = 1
+) -> Event:
     return {
         "ph": "X",
-        "name": change.kernel or f"{change.key:016x}",
+        "name": readable(change.kernel),
         "cat": "kernel",
         "pid": change.client + 1,
         "tid": thread,
         "ts": (start_ns - begin_ns) / 1e3,
         "dur": max(end_ns - start_ns, 0) / 1e3,
-        "args": {"why": why, "key": f"{change.key:016x}"},
+        "args": {"why": why, "launches": launches, "key": f"{change.key:016x}", "kernel": change.kernel},
     }
 
 
