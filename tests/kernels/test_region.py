@@ -167,12 +167,7 @@ def changes(*rows: tuple[int, str, int, int, int]) -> list[object]:
     """Of (time, kind, stream, kernel, SM sum in ppm); a stream is a client."""
     one = vars(synthetic.region(1).trace()[0]) | {"bw_ppm": 0}
     return [
-        type(first)(
-            **(
-                vars(first)
-                | {"at_ns": at, "kind": kind, "client": s, "stream": s, "key": key, "sm_ppm": sm, "bw_ppm": 0}
-            )
-        )
+        SimpleNamespace(**(one | {"at_ns": at, "kind": kind, "client": s, "stream": s, "key": key, "sm_ppm": sm}))
         for at, kind, s, key, sm in rows
     ]
 
