@@ -1,6 +1,7 @@
 #include "tierline/admission.hpp"
 
 #include "correction.hpp"
+#include "losses.hpp"
 #include "running_set.hpp"
 #include "tierline/policy.hpp"
 
@@ -20,6 +21,17 @@ constexpr double kIterationMemory = 0.2;
 bool in_iteration(const Client& client, Nanoseconds now_ns) {
     if (is_active(client) || client.waiting > 0) return true;
     return client.iteration_began_ns != 0 && now_ns - client.last_done_ns < kHostGap;
+}
+
+// A client of high priority may want the device at any time: best effort must not run far ahead of it.
+bool high_priority_joined(const Region& region, int client) {
+    for (int slot = 0, left = region.clients_joined; left > 0 && slot < kMaxClients; ++slot) {
+        const Client& other = region.clients[slot];
+        if (other.state != 1) continue;
+        --left;
+        if (slot != client && other.priority == Priority::high) return true;
+    }
+    return false;
 }
 
 // Old launches have the device drained for them, except under policies that starve best effort by design.
@@ -58,6 +70,9 @@ Ticket let_go(Region& region, int client_slot, int stream_slot, int row, const D
     const bool accompanied = others_active(region, client_slot);
     const std::uint64_t key = row >= 0 ? region.kernels[row].key : 0;
     const std::uint64_t seq = ++stream.launched;
+    if (client.priority == Priority::best_effort) {
+        cast_shadow(region, row, stream.queued_ns, demand.duration_ns, now_ns);
+    }
     push(region, stream_slot, {seq, key, demand, now_ns, row, accompanied ? 1 : 0});
     update_starvation(client, now_ns);
     client.peak_so_far = larger(client.peak_so_far, demand);
@@ -133,23 +148,32 @@ void Admission::look(Nanoseconds now_ns) {
     });
     Nanoseconds iteration_ns = 0;
     bool high_active = false;
+    bool high_joined = false;
     for (int slot = 0, left = region.clients_joined; left > 0 && slot < kMaxClients; ++slot) {
         const Client& client = region.clients[slot];
         if (client.state != 1) continue;
         --left;
-        if (client.priority != Priority::high || !in_iteration(client, now_ns)) continue;
+        if (client.priority != Priority::high) continue;
+        high_joined = true;
+        if (!in_iteration(client, now_ns)) continue;
         high_active = true;
+        if (!is_active(client) && client.waiting == 0) {
+            region.next_look_ns = std::min(region.next_look_ns, client.last_done_ns + kHostGap);
+        }
         if (client.iteration_ns > 0 && (iteration_ns == 0 || client.iteration_ns < iteration_ns)) {
             iteration_ns = client.iteration_ns;
         }
     }
+    credit_idle(region, high_active, now_ns);
     const Config& config = region.config;
     Nanoseconds budget_ns = config.budget_ns;
     if (budget_ns == 0) {
         budget_ns = iteration_ns == 0 ? kDefaultBudget : static_cast<Nanoseconds>(config.budget_share * iteration_ns);
     }
     scene.view = {now_ns,  &config, region.clients.data(), scene.heads.data(), heads,
-                  scene.running.data(), running, high_active, budget_ns, best_effort_ns, &region.next_look_ns};
+                  scene.running.data(), running, high_active, budget_ns, best_effort_ns,
+                  high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.kernels.data(),
+                  &region.next_look_ns};
 }
 
 namespace {
@@ -291,7 +315,10 @@ Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     const bool known = request.kernel < 0 || is_known(request.kernel);
     if (request.kernel >= 0) ++region_.kernels[request.kernel].launches;
     const Config& config = region_.config;
-    if (!others_busy(region_, request.client)) {
+    const bool alone = !others_busy(region_, request.client) &&
+                       (client.priority == Priority::high || config.policy == PolicyName::free ||
+                        !high_priority_joined(region_, request.client));
+    if (alone) {
         ++statistics.at_once;
         return let_go(region_, request.client, request.stream, request.kernel, demand, Reason::alone, false, !known,
                       now_ns);
@@ -348,6 +375,7 @@ bool Admission::completed(int slot, std::uint64_t seq, Nanoseconds now_ns) {
         client.statistics.observed_busy_ns += ended.observed_ns;
     }
     if (ended.company != 0) client.statistics.corun_ns += ended.observed_ns;
+    if (client.priority == Priority::high) charge_losses(region_, client, ended, now_ns);
     correct(region_, ended, own, slot);
     write_trace(region_, 3, stream.client, slot, key, Reason::none, now_ns);
     update_contention(region_);
@@ -369,6 +397,8 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
             if (scene.heads[index].waiting_since_ns < scene.heads[oldest].waiting_since_ns) oldest = index;
         }
         const bool draining = drains(config) && now_ns - scene.heads[oldest].waiting_since_ns >= config.drain_after_ns;
+        // In latency mode best effort has no claim on high priority's time, however long it waits (but `max_wait_ns`).
+        const bool held_for_high = config.mode == Mode::latency && scene.view.high_priority_joined;
         int admitted_now = 0;
         for (int index = 0; index < scene.view.head_count && count < capacity; ++index) {
             const Head& head = scene.heads[index];
@@ -376,7 +406,7 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
             Reason reason = verdicts.reason[index];
             const bool unaccompanied = !others_active(region_, head.client);
             if (draining && index != oldest && admits(reason)) reason = Reason::draining;
-            if (draining && index == oldest && unaccompanied) reason = Reason::alone;
+            if (draining && index == oldest && unaccompanied && !held_for_high) reason = Reason::alone;
             if (config.policy == PolicyName::interference && admits(reason)) {
                 // Proposals of one round are checked one after the other against what the earlier ones took.
                 const Reason limit = limits_hold(region_, head);
@@ -464,9 +494,9 @@ Ticket Admission::take(int slot, Nanoseconds now_ns) {
     return ticket;
 }
 
-void Admission::iteration_ended(int slot, Nanoseconds now_ns) {
+bool Admission::iteration_ended(int slot, Nanoseconds now_ns) {
     Client& client = region_.clients[slot];
-    if (client.iteration_began_ns == 0) return;
+    if (client.iteration_began_ns == 0) return false;
     const Nanoseconds took_ns = now_ns - client.iteration_began_ns;
     client.iteration_began_ns = 0;
     client.iteration_peak = client.peak_so_far;
@@ -475,6 +505,7 @@ void Admission::iteration_ended(int slot, Nanoseconds now_ns) {
                               ? took_ns
                               : client.iteration_ns +
                                     static_cast<Nanoseconds>(kIterationMemory * double(took_ns - client.iteration_ns));
+    return region_.waiting > 0;
 }
 
 bool Admission::reserve_memory(int slot, std::int64_t bytes) {

@@ -219,7 +219,8 @@ void Arbiter::learned(int kernel, Nanoseconds duration_ns) {
 
 void Arbiter::iteration_ended(int client) {
     const Lock lock(*mapped_);
-    admission_.iteration_ended(client, monotonic_ns());
+    const Nanoseconds now_ns = monotonic_ns();
+    if (admission_.iteration_ended(client, now_ns)) settle(now_ns);
 }
 
 bool Arbiter::reserve_memory(int client, std::int64_t bytes) {

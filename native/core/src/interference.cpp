@@ -9,6 +9,7 @@ namespace {
 constexpr int kExact = 8;  // heads up to which all sets are looked at
 constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
 constexpr Nanoseconds kPatience = 100 * kMicrosecond;
+constexpr Nanoseconds kLookAgain = 100 * kMicrosecond;  // while best effort is held between iterations
 constexpr int kDrift = 8;  // predictions are trusted to an eighth of the time since they were checked
 
 struct Sums {
@@ -96,8 +97,8 @@ private:
             reason = Reason::depth;
         } else if (!head.known && (!alone || (head.priority != Priority::high && view_.high_priority_active))) {
             reason = Reason::unknown_runs_alone;
-        } else if (head.priority == Priority::best_effort && view_.high_priority_active && over_budget(head)) {
-            reason = Reason::budget;
+        } else if (head.priority == Priority::best_effort && view_.high_priority_joined && costs_too_much(head)) {
+            reason = view_.high_priority_active ? Reason::slowdown_limit : Reason::budget;
         }
         verdicts_.reason[index] = reason;
         if (reason != Reason::none || count_ == kMaxWaiters) return;
@@ -119,9 +120,20 @@ private:
         }
     }
 
-    // Best-effort work that cannot be called back: what is in flight must be over soon after high priority wants the SMs.
-    bool over_budget(const Head& head) const {
-        return view_.best_effort_in_flight_ns + head.demand.duration_ns > view_.budget_ns;
+    // What is launched cannot be called back, so best effort goes only while the account of what it costs high priority
+    // allows it. Between iterations it costs nothing for certain, and a balance that is not spent is enough.
+    bool costs_too_much(const Head& head) const {
+        if (view_.config->mode == Mode::strict) {
+            return view_.high_priority_active &&
+                   view_.best_effort_in_flight_ns + head.demand.duration_ns > view_.budget_ns;
+        }
+        if (!view_.high_priority_active) {
+            *view_.next_look_ns = std::min(*view_.next_look_ns, view_.now_ns + kLookAgain);
+            return view_.may_cost_ns < -view_.may_cost_most_ns;
+        }
+        const double harm = head.kernel >= 0 ? view_.kernels[head.kernel].harm : 1.0;
+        const auto cost_ns = static_cast<Nanoseconds>(harm * double(head.demand.duration_ns));
+        return cost_ns > view_.may_cost_ns;
     }
 
     bool fits(const Sums& added, Nanoseconds horizon_ns) const {

@@ -17,13 +17,24 @@ inline bool runs_alone(const View& view, int client) {
     return true;
 }
 
-// Of its own, enough is in flight: `depth` launches, or more while they are short.
+// How long the stream still has to do, as predicted; what is of unknown length counts as not begun.
+inline Nanoseconds backlog_ns(const RunningStream& running, Nanoseconds now_ns) {
+    const Nanoseconds head_ns = queued_at(*running.state, 0).demand.duration_ns;
+    const Nanoseconds begun_ns = std::min(head_ns, std::max<Nanoseconds>(0, now_ns - running.since_ns));
+    return running.queued_ns - begun_ns;
+}
+
+// Of its own, enough is in flight: what is launched cannot be called back. The next one goes just before the device would
+// run out of it.
 inline bool is_deep_enough(const View& view, const Head& head) {
     for (int index = 0; index < view.running_count; ++index) {
         const RunningStream& running = view.running[index];
         if (running.stream != head.stream) continue;
-        return running.queued >= view.config->depth &&
-               running.queued_ns + head.demand.duration_ns > view.config->depth_ns;
+        if (running.queued >= view.config->depth || !running.known) return true;
+        const Nanoseconds backlog = backlog_ns(running, view.now_ns);
+        if (backlog <= view.config->depth_ns) return false;
+        *view.next_look_ns = std::min(*view.next_look_ns, view.now_ns + backlog - view.config->depth_ns);
+        return true;
     }
     return false;
 }

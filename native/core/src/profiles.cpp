@@ -1,5 +1,6 @@
 // The table of kernels: what is known of each key, learnt and corrected while programs run.
 #include "demand.hpp"
+#include "losses.hpp"
 #include "running_set.hpp"
 
 #include <algorithm>
@@ -42,6 +43,7 @@ int Admission::add_kernel(std::uint64_t key, const KernelFacts& facts) {
     kernel.flops = facts.flops;
     kernel.bytes = facts.bytes;
     kernel.correction_sm = kernel.correction_bw = 1.0;
+    kernel.harm = kHarmAtFirst;
     // Until it is known it counts as one that needs the whole device.
     kernel.demand = {kWhole, kWhole, region_.config.device.sms, 0};
     kernel.source = Source::none;

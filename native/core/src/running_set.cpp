@@ -63,12 +63,11 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     Ended ended;
     Nanoseconds clock_ns = stream.last_done_ns;  // where the stream would be if all took their predicted time
     Nanoseconds idle_ns = 0;
-    Nanoseconds began_ns = 0;
     bool merged = false;
     while (stream.count > 0 && queued_at(stream, 0).seq <= seq) {
         const Queued& head = queued_at(stream, 0);
         if (ended.count == 0) {
-            clock_ns = began_ns = std::max(clock_ns, head.admitted_ns);
+            clock_ns = ended.began_ns = std::max(clock_ns, head.admitted_ns);
         } else if (head.admitted_ns > clock_ns) {
             idle_ns += head.admitted_ns - clock_ns;
             clock_ns = head.admitted_ns;
@@ -86,7 +85,7 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     stream.done = std::max(stream.done, std::min(seq, stream.launched));
     if (ended.count == 0) return ended;
     if (ended.count > 1 || merged) ended.kernel = -1;
-    ended.observed_ns = std::max<Nanoseconds>(0, now_ns - began_ns - idle_ns);
+    ended.observed_ns = std::max<Nanoseconds>(0, now_ns - ended.began_ns - idle_ns);
     stream.last_done_ns = now_ns;
     client.last_done_ns = now_ns;
     stream.queued_ns -= ended.predicted_ns;

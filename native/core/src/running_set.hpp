@@ -29,6 +29,7 @@ struct Ended {
     int kernel = -1;              // of the only one, -1 when there were several or it had been merged
     int company = 0;
     bool clear = true;            // false: one of unknown duration was among them
+    Nanoseconds began_ns = 0;
     Nanoseconds predicted_ns = 0;
     Nanoseconds observed_ns = 0;  // less the time in which the stream had nothing to do
 };

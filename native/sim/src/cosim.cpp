@@ -343,7 +343,9 @@ void Cosim::ask(Host& host) {
         if (!host.ticket.admitted()) {
             host.waiter = host.ticket.waiter;
             hold(host, HostState::gated);
-            return decide();  // as the arbiter does: a newcomer may go at once
+            decide();  // as the arbiter does: a newcomer may go at once, and then its thread never slept
+            if (host.state == HostState::submit) host.ready_ns = now_ns_;
+            return;
         }
     }
     after(host, 0, HostState::submit);
@@ -416,7 +418,7 @@ bool Cosim::resume_synchronised(Host& host) {
             admission_.leave(host.client, now_ns_);
             released_ = true;
         } else {
-            admission_.iteration_ended(host.client, now_ns_);
+            released_ = admission_.iteration_ended(host.client, now_ns_) || released_;
         }
     }
     if (drains) {

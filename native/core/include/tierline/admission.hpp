@@ -83,8 +83,8 @@ public:
     Nanoseconds deadline_ns() const;
     // The caller took notice of an admitted waiter (or gave up: then the launch counts as forced). Frees the slot.
     Ticket take(int waiter, Nanoseconds now_ns);
-    // The client synchronised: its iteration ends here (only high priority uses it).
-    void iteration_ended(int client, Nanoseconds now_ns);
+    // The client synchronised: its iteration ends here. Call `decide` next when true: best effort may have waited for it.
+    bool iteration_ended(int client, Nanoseconds now_ns);
 
     // --- memory ---------------------------------------------------------------------------------------
     // False when the allocation would exceed the client's cap; counts otherwise.

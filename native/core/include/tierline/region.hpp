@@ -66,6 +66,7 @@ struct ClientStatistics {
     Nanoseconds predicted_busy_ns;  // sum of predicted durations of what ended
     Nanoseconds observed_busy_ns;   // time those took, wall time of busy streams
     Nanoseconds corun_ns;           // part of it with other clients' work on the device
+    Nanoseconds lost_ns;            // high priority: time that best effort cost it, as seen
     Nanoseconds starved_ns;         // time with a launch waiting and none in flight
     // So the speed seen is predicted_busy_ns / (observed_busy_ns + starved_ns), 1.0 alone.
     WaitHistogram waits;
@@ -90,6 +91,8 @@ struct Client {
     Demand iteration_peak;      // componentwise largest of the launches of the last whole iteration
     Demand peak_so_far;         // and of the present one
     Nanoseconds last_done_ns;
+    double clean_loss_ns;            // per launch, without best effort beside it: what lies between two kernels
+    std::uint64_t clean_samples;
     Nanoseconds starved_since_ns;    // 0 = is not starved now
     ClientStatistics statistics;
 };
@@ -136,6 +139,23 @@ struct Kernel {
     std::uint64_t observed;
     std::uint64_t corun_observed;
     double corun_stretch;          // summed observed / predicted of those with company
+    double harm;                   // high-priority time lost per time of this kernel beside it, learnt
+};
+
+// A best-effort launch as it bears on high priority: about when it runs, by prediction.
+struct Shadow {
+    Nanoseconds begins_ns;
+    Nanoseconds ends_ns;
+    std::int32_t kernel;
+};
+constexpr int kShadows = 64;
+
+// What best effort may still cost: high-priority time lost is seen at every end of high-priority work and charged here.
+struct LossAccount {
+    Nanoseconds balance_ns;      // below zero: best effort has cost more than the slowdown limit allows
+    Nanoseconds settled_ns;      // when idle time was last credited
+    std::uint32_t next;          // of the ring of newest best-effort launches
+    std::array<Shadow, kShadows> shadows;
 };
 
 // A change of the running set. `sm_ppm`, `bw_ppm` are the sums after it.
@@ -185,6 +205,7 @@ struct Region {
     std::array<Kernel, kMaxKernels> kernels;
     std::int32_t kernel_count;
     alignas(16) std::array<std::byte, kPolicyMemoryBytes> policy_memory;
+    LossAccount losses;
     std::uint64_t trace_next;    // entries written so far; the ring holds the newest kTrace
     std::array<TraceEntry, kTrace> trace;
 };

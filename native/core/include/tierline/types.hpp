@@ -91,12 +91,12 @@ struct Config {
     double slowdown_limit = 1.05;         // predicted, of every high-priority kernel that runs
     Nanoseconds budget_ns = 0;            // best-effort work in flight; 0 = budget_share of the high-priority iteration
     double budget_share = 0.025;          // Orion's depth
-    std::int32_t depth = 2;               // launches in flight per stream while others have work
+    std::int32_t depth = 16;              // launches in flight per stream while others have work
     std::int32_t samples_needed = 3;      // before an unknown kernel counts as known
     Nanoseconds drain_after_ns = 20 * kMillisecond;  // a launch older than this has the device drained for it
     Nanoseconds max_wait_ns = 2 * kSecond;           // then it is forced and counted
     Nanoseconds resolution_ns = 0;           // how late an end may be noticed (the pollers' period)
-    Nanoseconds depth_ns = 50 * kMicrosecond; // launches in flight beyond `depth` while they are shorter than this in all
+    Nanoseconds depth_ns = 20 * kMicrosecond; // work in flight per stream, as predicted, at which the next launch goes
     std::int32_t best_effort_lane_sms = 48;          // policy lanes
     DeviceLimits device;
 };
