@@ -51,13 +51,18 @@ void disturb(Demand& demand, std::uint64_t key, const Scenario& scenario) {
     demand.bw_ppm = off(demand.bw_ppm);
 }
 
+// Kernels of one key that differ in their data only (strides, cache hits) share a row: a profile holds the largest seen.
 int add(Admission& admission, std::uint64_t key, const KernelFacts& facts, Demand demand, const Scenario& scenario) {
-    const int known = admission.find_kernel(key);
-    if (known >= 0) return known;
-    const int row = admission.add_kernel(key, facts);
     const bool given = scenario.profiles == ProfileSource::exact || scenario.profiles == ProfileSource::noisy;
+    const bool is_new = admission.find_kernel(key) < 0;
+    const int row = admission.add_kernel(key, facts);
     if (row < 0 || !given || demand.duration_ns == 0) return row;  // a kernel that spins has no profile
     if (scenario.profiles == ProfileSource::noisy) disturb(demand, key, scenario);
+    if (!is_new) {
+        const Demand& other = admission.region().kernels[static_cast<std::size_t>(row)].demand;
+        demand = {std::max(demand.sm_ppm, other.sm_ppm), std::max(demand.bw_ppm, other.bw_ppm),
+                  std::max(demand.sm_blocks, other.sm_blocks), std::max(demand.duration_ns, other.duration_ns)};
+    }
     admission.set_profile(row, demand, Source::counters);
     return row;
 }
