@@ -93,8 +93,13 @@ def test_a_library_that_ld_preload_cannot_name(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_environment_of_a_simulated_device(library: Path) -> None:
-    env = fake_environment("a100", Path("/s"), {"LD_LIBRARY_PATH": "/x:", "FAKECUDA_CLOCK": "virtual"})
-    assert env == {"LD_LIBRARY_PATH": f"{library / 'fake'}:/x", "FAKECUDA_DEVICE": "a100", "FAKECUDA_SHARED": "/s"}
+    env = fake_environment("a100", Path("/s"), {"LD_LIBRARY_PATH": "/x:", "PATH": "/bin", "FAKECUDA_CLOCK": "virtual"})
+    assert env == {
+        "LD_LIBRARY_PATH": f"{library / 'fake'}:/x",
+        "PATH": f"/bin:{library / 'fake'}",  # behind all others
+        "FAKECUDA_DEVICE": "a100",
+        "FAKECUDA_SHARED": "/s",
+    }
     assert fake_environment("h200", base={})["FAKECUDA_CLOCK"] == "wall"
     with pytest.raises(UnknownName, match="simulated device 'h300': did you mean"):
         fake_environment("h300")

@@ -122,6 +122,14 @@ def test_a_window_and_an_empty_trace(seen: region.RegionSeen) -> None:
     assert course_lines(region.seen(empty, SIMULATED)) == ["The trace is empty."]
 
 
+def test_bars_of_sums_beyond_the_device_are_scaled(seen: region.RegionSeen) -> None:
+    assert "from 0 to 100 %" in course_lines(seen)[0]
+    made = synthetic.region(4)
+    for change in made.trace():
+        change.sm_ppm *= 4
+    assert "from 0 to 332 %" in course_lines(region.seen(made, SIMULATED))[0]
+
+
 def test_bars() -> None:
     assert course.bars([-1, 0, 0.5, 1, 9]) == "  ▄██"
 
@@ -204,6 +212,20 @@ def test_an_end_may_stand_for_several_launches_and_idle_time_is_not_covered() ->
         (9500, "ended", 1, b, 0),
     )
     assert slices_of(rows) == [(0.0, 9.5, 1), (1.0, 2.0, 3), (8.0, 1.0, 1)]
+
+
+def test_a_trace_that_begins_in_the_middle_finds_its_feet() -> None:
+    a = synthetic.GEMM
+    rows = changes(
+        (0, "admitted", 1, a, 900),  # 500 of it are of stream 0, whose launches came before
+        (100, "ended", 0, a, 400),
+        (200, "admitted", 0, a, 900),
+        (300, "admitted", 0, a, 900),
+        (400, "ended", 0, a, 900),
+        (500, "ended", 0, a, 400),
+        (900, "ended", 1, a, 0),
+    )
+    assert slices_of(rows) == [(0.0, 0.9, 1), (0.2, 0.2, 1), (0.4, 0.1, 1)]
 
 
 def test_a_timeline_without_changes_still_opens(tmp_path: Path) -> None:

@@ -124,13 +124,14 @@ def course_lines(seen: RegionSeen) -> list[str]:
     if not found.sm_mean:
         return ["The trace is empty."]
     column = region_tables.span(found.stretch_ns)
-    lines = [f"Both sums over {time_limited(seen)}: a column is the mean over {column}, from 0 to 100 %"]
+    top = max(1.0, *found.sm_mean, *found.bw_mean)
+    lines = [f"Both sums over {time_limited(seen)}: a column is the mean over {column}, from 0 to {100 * top:.0f} %"]
     for name, mean, peak, limit in (
         ("SM", found.sm_mean, found.sm_peak, seen.alpha),
         ("bandwidth", found.bw_mean, found.bw_peak, seen.beta),
     ):
         told = f"mean {sum(mean) / len(mean):4.0%}  largest {max(peak):4.0%}  limit {limit:.0%}"
-        lines.append(f"{name:>9} |{bars(mean)}| {told}")
+        lines.append(f"{name:>9} |{bars(mean, top)}| {told}")
     return lines
 
 

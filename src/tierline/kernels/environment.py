@@ -90,8 +90,10 @@ def fake_environment(device: str, shared: Path | None = None, base: Mapping[str,
     """
     if device not in FAKE_DEVICES:
         raise UnknownName("simulated device", device, FAKE_DEVICES)
-    folders = [str(fake_folder()), *(folder for folder in base.get("LD_LIBRARY_PATH", "").split(":") if folder)]
-    env = {"LD_LIBRARY_PATH": ":".join(folders), "FAKECUDA_DEVICE": device}
+    folder = str(fake_folder())
+    libraries = [folder, *(path for path in base.get("LD_LIBRARY_PATH", "").split(":") if path)]
+    programs = [*(path for path in base.get("PATH", os.defpath).split(":") if path), folder]  # for `fake-program`
+    env = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": ":".join(programs), "FAKECUDA_DEVICE": device}
     if shared is not None:
         env |= {"FAKECUDA_SHARED": str(shared)}
     return env | {name: value for name, value in {"FAKECUDA_CLOCK": "wall"}.items() if name not in base}

@@ -97,8 +97,9 @@ def _slices(region: RegionSeen, begin_ns: int) -> Iterator[Event]:
         if change.kind == "waits":
             waiting[launch] = change
             continue
-        stream.sm_util += change.sm_util - before.sm_util
-        stream.bw_util += change.bw_util - before.bw_util
+        # Less than nothing: it had work in flight when the trace begins, which is now known to be over.
+        stream.sm_util = max(stream.sm_util + change.sm_util - before.sm_util, 0.0)
+        stream.bw_util = max(stream.bw_util + change.bw_util - before.bw_util, 0.0)
         before = change
         if change.kind == "admitted":
             stream.queue.append(change)
