@@ -235,11 +235,11 @@ CUresult get_proc_address_v2(Site<Fn_cuGetProcAddress_v2> site, const char* symb
 }  // namespace tierline::interpose
 
 // Names that are not ours leave by a tail call, so that the C library sees the program as its caller: RTLD_NEXT and
-// RTLD_DEFAULT then mean exactly what they mean without us. Compiled with optimisation in every build type for this.
+// RTLD_DEFAULT then mean exactly what they mean without us. CMakeLists.txt has this file optimised in every build type.
 extern "C" {
 
 #define TIERLINE_DLSYM(function)                                                                            \
-    __attribute__((visibility("default"), optimize("O2"))) void* function(void* handle, const char* name) { \
+    __attribute__((visibility("default"))) void* function(void* handle, const char* name) {                 \
         using namespace tierline::interpose;                                                                \
         if (!is_named(name)) return real_dlsym()(handle, name);                                             \
         return answer_named(handle, name, __builtin_return_address(0));                                     \

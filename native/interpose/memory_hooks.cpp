@@ -16,7 +16,11 @@ public:
     explicit Reservation(std::size_t bytes) : bytes_(static_cast<std::int64_t>(bytes)) {
         session_ = session();
         if (session_ == nullptr) return;
-        guarded([&] { client_ = session_->client_of_thread(); });
+        guarded([&] {
+            const Context* context = session_->streams.context(current_context());
+            // Memory of another device is not this region's.
+            if (context == nullptr || context->managed) client_ = session_->client_of_thread();
+        });
         if (client_ == nullptr) return;
         if (!session_->arbiter.reserve_memory(client_->slot, bytes_)) {
             refused_ = true;

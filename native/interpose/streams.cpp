@@ -1,6 +1,7 @@
 #include "streams.hpp"
 
 #include "driver.hpp"
+#include "guarded.hpp"
 #include "session.hpp"
 #include "thread.hpp"
 
@@ -27,6 +28,18 @@ std::uintptr_t plain_handle(CUstream stream, bool per_thread) {
     const auto handle = reinterpret_cast<std::uintptr_t>(stream);
     return handle != 0 ? handle : per_thread ? kPerThread : kLegacy;
 }
+
+// Lives in a thread that used its default stream, until that thread ends.
+struct ThreadEnd {
+    ~ThreadEnd() {
+        Session* session = session_if_any();
+        if (session == nullptr || switched_off()) return;
+        const Inside inside;
+        guarded([&] { session->streams.thread_ends(t_thread.number); });
+    }
+    void keep() {}
+};
+thread_local ThreadEnd t_end;
 
 // Makes a context current for some calls and puts back what was.
 class Entered {
@@ -139,6 +152,10 @@ StreamEntry* Streams::entry(CUstream stream, bool per_thread) {
     made = new StreamEntry;
     made->handle = reinterpret_cast<CUstream>(key.handle);
     made->default_per_thread = key.handle == kPerThread;
+    if (made->default_per_thread) {
+        made->thread = thread_number();
+        t_end.keep();  // made by being touched
+    }
     made->context = where;
     made->number = ++made_;
     return made;
@@ -293,6 +310,29 @@ void Streams::drop_client(Client* client) {
         lane->retired.store(true, std::memory_order_release);
     }
     g_lane_generation.fetch_add(1, std::memory_order_release);
+}
+
+void Streams::thread_ends(std::uint64_t number) {
+    std::vector<Lane*> ended;
+    {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        for (auto entry = entries_.begin(); entry != entries_.end();) {
+            StreamEntry& stream = *entry->second;
+            if (!stream.default_per_thread || stream.thread != number) {
+                ++entry;
+                continue;
+            }
+            ended.insert(ended.end(), stream.lanes.begin(), stream.lanes.end());
+            entry = entries_.erase(entry);
+        }
+    }
+    for (Lane* lane : ended) {
+        // The last thread that can record into it does so now.
+        const std::uint64_t covered = lane->covered.load(std::memory_order_acquire);
+        if (covered > std::max(lane->watched.load(), lane->done.load())) session_.completion.watch(*lane, true);
+        lane->stream->closed.store(true, std::memory_order_seq_cst);
+        lane->retired.store(true, std::memory_order_release);
+    }
 }
 
 void Streams::retire(Lane* lane) {

@@ -52,6 +52,7 @@ struct Lane;
 struct StreamEntry {
     CUstream handle = nullptr;  // what to hand to the driver
     bool default_per_thread = false;  // the default stream of one thread: only that thread can record into it
+    std::uint64_t thread = 0;         // its number then
     Context* context = nullptr;
     Client* bound = nullptr;    // by tierline_bind_stream
     Client* owner = nullptr;    // who used it under a tag, else who made it
@@ -111,6 +112,8 @@ public:
     // All lanes, for the poller; `serial` grows whenever there are more.
     std::uint64_t serial() const { return serial_.load(std::memory_order_acquire); }
     std::vector<Lane*> lanes();
+    // The calling thread ends: so does its default stream.
+    void thread_ends(std::uint64_t number);
     // The region no longer knows the lane.
     void retire(Lane* lane);
 

@@ -16,7 +16,7 @@ import pytest
 
 LIMIT_S = 90.0
 DLOPEN_DOORS = ("dlsym", "dlsym-old", "gpa1", "gpa2", "gpa2-12", "gpa2-ptds", "gpa-self")
-LINKED_DOORS = ("plain", "default", "next")
+LINKED_DOORS = ("plain", "default", "next", "next-behind")
 BEST_EFFORT, HIGH = 1, 0
 
 
@@ -40,7 +40,11 @@ class World:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("TIERLINE_", "FAKECUDA_"))}
         base |= {"LD_LIBRARY_PATH": str(self.drivers), "TIERLINE_LOG": str(self.folder / "log")}
         if preload:
-            base |= {"LD_PRELOAD": str(self.interposer), "TIERLINE_ARBITER": str(self.region_path), "FAKECUDA_STRICT": "1"}
+            base |= {
+                "LD_PRELOAD": str(self.interposer),
+                "TIERLINE_ARBITER": str(self.region_path),
+                "FAKECUDA_STRICT": "1",
+            }
             base |= {"TIERLINE_CLIENT": "me"}
         return base | extra
 
@@ -65,7 +69,9 @@ class World:
         return self.finish(self.start(door, action, number, **extra))
 
     def region(self) -> Any:
-        done = subprocess.run([self.dump, self.region_path], capture_output=True, text=True, timeout=LIMIT_S, check=True)
+        done = subprocess.run(
+            [self.dump, self.region_path], capture_output=True, text=True, timeout=LIMIT_S, check=True
+        )
         return json.loads(done.stdout)
 
     def statistics(self, label: str = "me") -> dict[str, int]:
@@ -78,9 +84,7 @@ class World:
 
 
 @pytest.fixture
-def world(
-    tmp_path: Path, native_bin: Callable[[str], Path], interposer: Path, fake_driver: Path
-) -> Iterator[World]:
+def world(tmp_path: Path, native_bin: Callable[[str], Path], interposer: Path, fake_driver: Path) -> Iterator[World]:
     made = World(
         tmp_path,
         native_bin("interpose_client"),
@@ -162,6 +166,14 @@ def test_programs_run_as_ever(world: World, door: str, action: str) -> None:
     assert world.complaints() == ""
 
 
+@pytest.mark.parametrize(("door", "action", "number"), [("gpa2", "streams", 1500), ("gpa2-ptds", "many-threads", 300)])
+def test_streams_that_come_and_go_do_not_fill_the_region(world: World, door: str, action: str, number: int) -> None:
+    # The region has room for 1024 streams at a time; the fake driver for fewer threads with a default stream of their own.
+    world.run(door, action, number)
+    seen = world.statistics()
+    assert (seen["launches"], seen["overflowed"]) == (number, 0)
+
+
 def test_collectives_and_cooperative_launches_are_exempt(world: World) -> None:
     world.run("gpa2", "exempt", 5)
     seen = world.statistics()
@@ -213,6 +225,22 @@ def test_a_high_priority_launch_adds_no_driver_call(world: World) -> None:
     assert grown[True] == grown[False] == many - few
 
 
+def test_best_effort_adds_at_most_one_driver_call_a_launch(world: World) -> None:
+    profile, log = world.folder / "profile.csv", world.folder / "calls"
+    profile.write_text(
+        "name,duration_ns,sm_util,bw_util,source\ncompute,9000000,0.3,0.1,ncu\nmemory,400000,0.3,0.3,ncu\n"
+    )
+    common = shared(world) | {"TIERLINE_PROFILE": str(profile)}
+    high = world.start("gpa2", "announce", 100, TIERLINE_CLIENT="high", TIERLINE_PRIORITY="high", **common)
+    assert high.stdout is not None
+    assert high.stdout.readline()
+    world.run("dlsym", "memory", 200, TIERLINE_CLIENT="low", FAKECUDA_LOG=str(log), **common)
+    counted = summary(log)
+    assert counted["cuLaunchKernel"] == 200
+    assert 0 < counted["cuEventRecord"] <= 200
+    assert counted["cuEventCreate"] < 200  # events are used again
+
+
 def test_memory_runs_out_in_its_client(world: World) -> None:
     told = world.run("gpa2", "oom", TIERLINE_MEMORY=str(10 << 20))
     assert told == {"allocated": 10, "result": 2, "free": 10 << 20, "total": 10 << 20, "left": 0}
@@ -240,7 +268,9 @@ def shared(world: World) -> dict[str, str]:
 
 def test_two_processes_share_one_device_and_one_region(world: World) -> None:
     profile = world.folder / "profile.csv"
-    profile.write_text("name,duration_ns,sm_util,bw_util,source\ncompute,9000000,0.9,0.1,ncu\nmemory,400000,0.9,0.9,ncu\n")
+    profile.write_text(
+        "name,duration_ns,sm_util,bw_util,source\ncompute,9000000,0.9,0.1,ncu\nmemory,400000,0.9,0.9,ncu\n"
+    )
     common = shared(world) | {"TIERLINE_PROFILE": str(profile)}
     high = world.start("gpa2", "announce", 100, TIERLINE_CLIENT="high", TIERLINE_PRIORITY="high", **common)
     assert high.stdout is not None
@@ -267,7 +297,9 @@ def test_a_client_killed_while_it_holds_the_device_is_reaped(world: World) -> No
     assert world.statistics("next")["forced"] == 0
 
 
-@pytest.mark.parametrize("symbol", ["cuEventCreate", "cuEventRecord", "cuEventQuery", "cuFuncGetAttribute", "cuStreamGetCtx"])
+@pytest.mark.parametrize(
+    "symbol", ["cuEventCreate", "cuEventRecord", "cuEventQuery", "cuFuncGetAttribute", "cuStreamGetCtx"]
+)
 def test_failing_calls_of_its_own_leave_the_program_alone(world: World, symbol: str) -> None:
     world.run("gpa2", "launch", 20, FAKECUDA_FAIL=f"{symbol}:*:999")
     assert world.statistics()["launches"] == 20

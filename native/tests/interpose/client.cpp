@@ -72,6 +72,12 @@ std::string symbol_of(const std::string& name) {
     return name;
 }
 
+#ifdef LINKED
+extern "C" void* behind_next(const char* symbol);
+#else
+void* behind_next(const char*) { return nullptr; }
+#endif
+
 using Get1 = CUresult (*)(const char*, void**, int, cuuint64_t);
 using Get2 = CUresult (*)(const char*, void**, int, cuuint64_t, CUdriverProcAddressQueryResult*);
 
@@ -82,6 +88,7 @@ void* find(const std::string& door, void* library, const char* name) {
     if (door == "dlsym-old") return old_dlsym(library, symbol.c_str());
     if (door == "default") return dlsym(RTLD_DEFAULT, symbol.c_str());
     if (door == "next") return dlsym(RTLD_NEXT, symbol.c_str());
+    if (door == "next-behind") return behind_next(symbol.c_str());
     if (door == "gpa1") {
         const auto get = reinterpret_cast<Get1>(dlsym(library, "cuGetProcAddress"));
         need(get(name, &found, 11080, CU_GET_PROC_ADDRESS_DEFAULT), name);
@@ -133,8 +140,9 @@ void load(const std::string& door) {
 #ifdef LINKED
     if (door == "plain") return load_plain();
 #endif
-    void* library = door == "default" || door == "next" ? nullptr : dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr && door != "default" && door != "next") {
+    const bool opens = door != "default" && door != "next" && door != "next-behind";
+    void* library = opens ? dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) : nullptr;
+    if (opens && library == nullptr) {
         std::fprintf(stderr, "%s\n", dlerror());
         std::exit(1);
     }
@@ -374,6 +382,16 @@ int main(int argc, char** argv) {
         std::fflush(stdout);
         NEED(cuStreamSynchronize(stream));
         return 0;
+    } else if (action == "many-threads") {
+        // Each thread has a default stream of its own (with the per-thread forms) and leaves work behind when it ends.
+        for (int i = 0; i < number; ++i) {
+            std::thread([&] {
+                NEED(cuCtxSetCurrent(context));
+                launch(function("small"), nullptr, 8);
+            }).join();
+            if (i % 100 == 99) NEED(cuCtxSynchronize());
+        }
+        NEED(cuCtxSynchronize());
     } else if (action == "join-all") {
         using Begin = int (*)(const char*, int, long long);
         const auto begin_client = reinterpret_cast<Begin>(dlsym(RTLD_DEFAULT, "tierline_client_begin"));
@@ -386,6 +404,7 @@ int main(int argc, char** argv) {
             CUstream stream = new_stream();
             launch(function("small"), stream, 8);
             NEED(cuStreamDestroy(stream));
+            if (i % 100 == 99) NEED(cuCtxSynchronize());
         }
         NEED(cuCtxSynchronize());
     } else if (action == "refused") {

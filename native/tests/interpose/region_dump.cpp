@@ -11,8 +11,8 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "%s\n", error);
         return 1;
     }
-    std::printf("{\"waiting\": %d, \"active\": %d, \"reaped\": %llu, \"sm_ppm\": %d, \"clients\": [", region->waiting,
-                region->clients_active, static_cast<unsigned long long>(region->reaped), region->sm_ppm);
+    std::printf("{\"waiting\": %d, \"active\": %d, \"reaped\": %llu, \"sm_ppm\": %d, \"streams_used\": %d, \"clients\": [", region->waiting,
+                region->clients_active, static_cast<unsigned long long>(region->reaped), region->sm_ppm, region->streams_used);
     const char* comma = "";
     for (const Client& client : region->clients) {
         if (client.state == 0) continue;
