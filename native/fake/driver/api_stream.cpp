@@ -17,6 +17,7 @@ CUresult create(Entry entry, CUstream* out, unsigned flags, int priority) {
         Stream* stream = make_stream(context, flags, std::clamp(priority, -5, 0), false, false, context.green, status);
         if (stream == nullptr) return to_result(status);
         *out = from<CUstream>(stream);
+        note_launch();  // who makes a stream is about to use it
         if (log_enabled()) call_detail().text("stream", stream_text(*stream)).number("flags", flags).number("priority", stream->priority);
         return CUDA_SUCCESS;
     });

@@ -14,6 +14,7 @@ namespace tierline::fakecuda {
 namespace {
 
 std::atomic<bool> g_forked{false};
+std::atomic<int> g_at_the_door{0};  // threads that wait for the driver's lock
 
 void in_child() {
     if (driver().initialised) g_forked.store(true);
@@ -34,9 +35,10 @@ struct ThreadEntry {
     ThreadState state;
 };
 
-// Some other thread has launched a moment ago and does not wait: it will launch again before it lets time pass.
+// Some other thread wants in, or has launched a moment ago and does not wait: it will launch before it lets time pass.
 bool others_are_launching() {
-    constexpr std::int64_t kMoment = 100'000;
+    constexpr std::int64_t kMoment = 500'000;
+    if (g_at_the_door.load(std::memory_order_relaxed) > 0) return true;
     const ThreadState& self = this_thread();
     const std::int64_t now = driver().threads.size() > 1 ? real_ns() : 0;
     for (const ThreadState* other : driver().threads) {
@@ -124,7 +126,11 @@ Session::Session() : lock_(driver().mutex, std::defer_lock) { acquire(); }
 Session::~Session() { release(); }
 
 void Session::acquire() {
-    lock_.lock();
+    if (!lock_.try_lock()) {
+        g_at_the_door.fetch_add(1, std::memory_order_relaxed);
+        lock_.lock();
+        g_at_the_door.fetch_sub(1, std::memory_order_relaxed);
+    }
     join_device();
 }
 
