@@ -215,6 +215,18 @@ def test_mps_is_started_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_who_comes_later_finds_the_mps_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = control(tmp_path, monkeypatch, "exit 0")
+    assert not mps.of_device(0, tmp_path).is_on
+    (tmp_path / "mps-0").mkdir()
+    (tmp_path / "mps-0" / "control").touch()
+    found = mps.of_device(0, tmp_path)
+    assert (found.is_on, found.env) == (True, {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "mps-0")})
+    assert not mps.of_device(1, tmp_path).is_on
+    mps.stop(found)  # it is not ours to end
+    assert "quit" not in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("then", "said"),
     [

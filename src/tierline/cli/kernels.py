@@ -262,6 +262,8 @@ def policies(as_json: AsJson = False) -> None:
     if as_json:
         render.print_json({"policies": known})
         return
-    columns = ("POLICY", "KEEPS LIMITS", "SOURCE", "IDEA")
-    rows = [[str(p["name"]), "yes" if p["limits"] else "no", str(p["source"]), str(p["idea"])] for p in known]
+    columns = ("POLICY", "KEEPS LIMITS", "IDEA, AND WHERE IT IS FROM")
+    rows = [
+        [str(p["name"]), "yes" if p["limits"] else "no", f"{p['idea']} ({str(p['source']).rstrip('.')})"] for p in known
+    ]
     render.print_table(columns, rows, wrap=True)

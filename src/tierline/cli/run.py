@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -142,10 +143,18 @@ def target(device: int, fake: str, policy: str | None, mode: str | None) -> tupl
 
 def _replace(program: Program, device: int, fake: str, policy: str | None, mode: str | None) -> NoReturn:
     from tierline.backends.kernels.cuda import CANNOT_EXECUTE, NOT_FOUND, replace_process
+    from tierline.kernels import mps
+    from tierline.kernels.region import read_region
 
     where, users = target(device, fake, policy, mode)
     if fake:
         print(f"tierline: {program.name} runs on a simulated device ({fake}); no GPU is used.", file=sys.stderr)
+    else:
+        service = mps.of_device(device, where.place.folder)
+        program = replace(program, env=tuple(service.env.items()))
+        others = sum(client.is_here for client in read_region(where.place.region, changes=False).clients)
+        if others and not service.is_on:
+            print(f"tierline: {where.place.title} has {others} other client(s). {service.note}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

@@ -43,6 +43,16 @@ def running(env: Mapping[str, str] = os.environ) -> Path | None:
     return pipes if _ask("get_server_list", pipes) is None else None
 
 
+def of_device(device: int, folder: Path) -> Mps:
+    """What a program that comes later finds: the daemon that `start` began, or the user's own; nothing is started."""
+    pipes = folder / f"mps-{device}"
+    if (pipes / "control").exists() and _ask("get_server_list", pipes) is None:
+        return Mps(True, f"MPS runs for device {device}.", {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)})
+    if (own := running()) is not None:
+        return Mps(True, f"MPS runs already (pipes in {own}).")
+    return Mps(False, f"MPS does not run: {TURNS}.")
+
+
 def start(device: int, folder: Path) -> Mps:
     """Use the daemon that runs, else start one for the device with its pipes below `folder`."""
     control = found()
