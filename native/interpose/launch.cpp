@@ -69,13 +69,12 @@ CUresult launch_timed(Session& session, Lane& lane, const Ticket& ticket, int ro
 }
 
 template <class Real>
-CUresult gated(CUstream stream, bool per_thread, const Passage& passage, Session& session, Lane& lane, Real&& real) {
+CUresult gated(bool per_thread, const Passage& passage, Session& session, Lane& lane, Real&& real) {
     Request request;
     request.client = lane.client->slot;
     request.stream = lane.slot.load(std::memory_order_relaxed);
     request.kernel = passage.row;
     request.exempt = passage.exempt || passage.dependent;
-    static_cast<void>(stream);
     if (request.exempt) {
         session.arbiter.admit(request);  // counts it
         const CUresult result = pass_marked(real);
@@ -131,7 +130,7 @@ CUresult through_gate(CUstream stream, bool per_thread, Choose&& choose, Real&& 
     });
     if (!ready) return real();
     if (lane == nullptr) return pass_marked(real);  // another device, or no context: not ours to schedule
-    return gated(stream, per_thread, passage, *owner, *lane, real);
+    return gated(per_thread, passage, *owner, *lane, real);
 }
 
 }  // namespace

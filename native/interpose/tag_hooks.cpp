@@ -159,13 +159,13 @@ Gemm convolution(const char* op, const void* input, const void* filter, const vo
 using namespace tierline::interpose;
 
 // One hook: TAG_HOOK(symbol, file, (parameters), (arguments), expression of type Gemm).
-#define TAG_HOOK(symbol, file, parameters, arguments, described)                                        \
+#define TAG_HOOK(symbol, file, parameters, arguments, described)                                     \
     extern "C" __attribute__((visibility("default"))) int symbol parameters {                        \
         static std::atomic<void*> slot{nullptr};                                                     \
         const auto real = reinterpret_cast<int(*) parameters>(real_of(slot, file, #symbol));         \
         if (real == nullptr) return kNotInitialized;                                                 \
         if (t_thread.tag.depth > 0 || switched_off()) return real arguments;                         \
-        const Gemm shape = described;                                                                      \
+        const Gemm shape = described;                                                                \
         const Tagged tagged(shape.shape, shape.work);                                                \
         return real arguments;                                                                       \
     }

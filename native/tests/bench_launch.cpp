@@ -66,7 +66,7 @@ constexpr const char* kImage =
     "kernel lasting flops=1e13 bytes=1e3 params=8,4\n";
 
 // The measured process. Prints the median time of a launch in nanoseconds.
-int measure(int clients, const std::string& priority) {
+int measure(int clients) {
     void* library = dlopen("libcuda.so.1", RTLD_NOW);
     if (library == nullptr) return 1;
     const auto init = symbol<CUresult (*)(unsigned)>(library, "cuInit");
@@ -113,7 +113,6 @@ int measure(int clients, const std::string& priority) {
     using Bind = int (*)(void*, int);
     const auto bind = reinterpret_cast<Bind>(dlsym(RTLD_DEFAULT, "tierline_bind_stream"));
     if (clients > 0 && (bind == nullptr || bind(stream, 0) != 0)) return 1;
-    static_cast<void>(priority);
     std::vector<double> per_launch;
     for (int round = 0; round < kWarm + kBatches; ++round) {
         const auto from = std::chrono::steady_clock::now();
@@ -160,7 +159,7 @@ Outcome run(const Case& what, const std::string& interposer, const std::string& 
             setenv("TIERLINE_CLIENT", "measured", 1);
         }
         const std::string count = std::to_string(what.clients);
-        execl(self().c_str(), "bench_launch", "--measure", count.c_str(), what.priority, static_cast<char*>(nullptr));
+        execl(self().c_str(), "bench_launch", "--measure", count.c_str(), static_cast<char*>(nullptr));
         _exit(127);
     }
     close(pipe_ends[1]);
@@ -190,7 +189,7 @@ Outcome run(const Case& what, const std::string& interposer, const std::string& 
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc == 4 && std::strcmp(argv[1], "--measure") == 0) return measure(std::atoi(argv[2]), argv[3]);
+    if (argc == 3 && std::strcmp(argv[1], "--measure") == 0) return measure(std::atoi(argv[2]));
     if (argc < 3) {
         std::fprintf(stderr, "usage: bench_launch INTERPOSER DRIVER_FOLDER [ROUNDS]\n");
         return 2;

@@ -284,6 +284,18 @@ def test_two_processes_share_one_device_and_one_region(world: World) -> None:
     assert world.region()["active"] == 0
 
 
+POLICIES = ("interference", "sequential", "free", "orion", "reef", "tgs", "lanes", "pair", "gate")
+
+
+@pytest.mark.parametrize("mode", ["strict", "latency"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_six_clients_that_do_not_fit_all_come_to_their_end(world: World, policy: str, mode: str) -> None:
+    world.run("gpa2", "contend", 15, TIERLINE_POLICY=policy, TIERLINE_MODE=mode, FAKECUDA_CLOCK="wall")
+    after = world.region()
+    assert (after["waiting"], after["active"], after["sm_ppm"]) == (0, 0, 0)
+    assert sum(client["forced"] for client in after["clients"]) == 0
+
+
 def test_a_client_killed_while_it_holds_the_device_is_reaped(world: World) -> None:
     holder = world.start("gpa2", "hold", 50, TIERLINE_CLIENT="holder", **shared(world))
     assert holder.stdout is not None

@@ -23,6 +23,7 @@ ACTIONS = (
     "refused",
     "exempt",
     "dependent",
+    "contend",
 )
 
 
@@ -48,6 +49,7 @@ def test_no_report(sanitizer: str, action: str, native_build: Callable[..., Path
         "TIERLINE_ARBITER": str(tmp_path / "region"),
         "TIERLINE_LOG": str(tmp_path / "log"),
         "FAKECUDA_STRICT": "1",
+        "FAKECUDA_CLOCK": "wall",
         "TSAN_OPTIONS": "report_thread_leaks=0:exitcode=66",
         # What lives as long as the process is meant to: the session outlives the program's own exit handlers.
         "ASAN_OPTIONS": "detect_leaks=0",

@@ -382,6 +382,38 @@ int main(int argc, char** argv) {
         std::fflush(stdout);
         NEED(cuStreamSynchronize(stream));
         return 0;
+    } else if (action == "contend") {
+        // Six clients, two of them of high priority, that do not fit beside one another; each also captures a graph.
+        using Begin = int (*)(const char*, int, long long);
+        const auto begin_client = reinterpret_cast<Begin>(dlsym(RTLD_DEFAULT, "tierline_client_begin"));
+        const auto end_client = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "tierline_client_end"));
+        if (begin_client == nullptr || end_client == nullptr) return 1;
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 6; ++t) {
+            threads.emplace_back([&, t] {
+                NEED(cuCtxSetCurrent(context));
+                const int client = begin_client(("client-" + std::to_string(t)).c_str(), t % 3 == 0 ? 0 : 1, 0);
+                if (client < 0) std::exit(1);
+                CUstream own = new_stream();
+                const CUfunction first = function(t % 2 == 0 ? "compute" : "memory");
+                const CUfunction second = function("small");
+                CUgraph graph = nullptr;
+                CUgraphExec exec = nullptr;
+                NEED(cuStreamBeginCapture(own, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+                launch(first, own, 32);
+                launch(second, own, 8);
+                NEED(cuStreamEndCapture(own, &graph));
+                NEED(cuGraphInstantiateWithFlags(&exec, graph, 0));
+                for (int i = 0; i < number; ++i) {
+                    launch(i % 3 == 0 ? first : second, own, static_cast<unsigned>(8 + i % 5));
+                    if (i % 7 == t) NEED(cuStreamSynchronize(own));
+                    if (i % 5 == 4) NEED(cuGraphLaunch(exec, own));
+                }
+                NEED(cuStreamSynchronize(own));
+                if (end_client(client) != 0) std::exit(1);
+            });
+        }
+        for (std::thread& thread : threads) thread.join();
     } else if (action == "many-threads") {
         // Each thread has a default stream of its own (with the per-thread forms) and leaves work behind when it ends.
         for (int i = 0; i < number; ++i) {
