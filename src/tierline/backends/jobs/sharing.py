@@ -5,10 +5,10 @@ process cannot be preloaded, so each job on one device starts under the interpos
 it. A job on several devices would need an arbiter for each and there is one setting for it: it runs without, and is not
 shared (`server/accept.py` sees to that).
 
-Speed. While a job has the device to itself its *own pace* is learnt: predicted busy time per second of wall time, as its
-launches' profiles have it. Beside another its speed is its pace over its own one, so that waiting at the gate, slower kernels
-and idle stretches of the program itself all count as they should. A job that never was alone is judged by its kernels:
-predicted time over observed time and waits.
+Speed. While a job has the device to itself its *own pace* is learnt: launches per second of wall time. Beside another its
+speed is its pace over its own one, so that waits at the gate, slower kernels and idle stretches of the program itself all
+count as they should. A job that never was alone is judged by its kernels: the time that they were predicted to take alone,
+over the time that they took, waits at the gate included; where the arbiter has seen too little of them, nothing is told.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tierline.policies.kernels import DEFAULT_MODE, DEFAULT_POLICY
 logger = logging.getLogger(__name__)
 
 WINDOW_S = 10.0
+LEAST_SEEN = 0.1  # of the window must have been observed before kernels are judged by their times
 Key = tuple[str, int]  # (job, attempt)
 
 
@@ -51,7 +52,8 @@ class _Sample:
     beside: tuple[str, ...]
     launches: int
     predicted_ns: int
-    busy_ns: int
+    observed_ns: int
+    wait_ns: int
 
 
 @dataclass(slots=True)
@@ -123,7 +125,8 @@ class DeviceSharing:
                 continue
             seen = region.together(own)
             beside = tuple(sorted(other for other, _ in keys if other != job_id))
-            now = _Sample(now_ns, beside, seen.launches, seen.predicted_busy_ns, seen.observed_busy_ns + seen.wait_ns)
+            busy = seen.predicted_busy_ns, seen.observed_busy_ns, seen.wait_ns
+            now = _Sample(now_ns, beside, seen.launches, *busy)
             before, self._samples[job_id, attempt] = self._samples.get((job_id, attempt)), now
             told = self._speed((job_id, attempt), before, now)
             if told is not None:
@@ -134,17 +137,25 @@ class DeviceSharing:
         """The speed within the window, if the job launched anything and was beside the same one all the time."""
         if before is None or before.beside != now.beside or now.launches <= before.launches:
             return None
-        wall_ns, predicted_ns = now.time_ns - before.time_ns, now.predicted_ns - before.predicted_ns
-        if wall_ns <= 0 or predicted_ns <= 0:
+        wall_ns, launches = now.time_ns - before.time_ns, now.launches - before.launches
+        if wall_ns <= 0:
             return None
-        pace = predicted_ns / wall_ns
+        pace = launches / wall_ns
         if not now.beside:
             known = self._own_pace.get(key, pace)
             self._own_pace[key] = 0.5 * known + 0.5 * pace
             return None
         own = self._own_pace.get(key)
-        speed = pace / own if own else predicted_ns / max(now.busy_ns - before.busy_ns, 1)
-        return SlowdownSeen(*key, now.beside, min(speed, 1.0), wall_ns, now.launches - before.launches)
+        speed = pace / own if own else _by_kernels(before, now, wall_ns)
+        return None if speed is None else SlowdownSeen(*key, now.beside, min(speed, 1.0), wall_ns, launches)
+
+
+def _by_kernels(before: _Sample, now: _Sample, wall_ns: int) -> float | None:
+    """Predicted time over time taken. Waits may overlap with the job's own kernels, so no more than the window is taken."""
+    taken_ns = now.observed_ns - before.observed_ns + now.wait_ns - before.wait_ns
+    if taken_ns < LEAST_SEEN * wall_ns:
+        return None
+    return (now.predicted_ns - before.predicted_ns) / min(taken_ns, wall_ns)
 
 
 def label_of(job_id: str) -> str:
