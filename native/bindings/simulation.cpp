@@ -115,6 +115,7 @@ void bind_scenario(nb::module_& m) {
         .def_rw("config", &Scenario::config)
         .def_rw("gated", &Scenario::gated)
         .def_rw("mps", &Scenario::mps)
+        .def_rw("best_effort_sms", &Scenario::best_effort_sms)
         .def_prop_rw("completions", [](const Scenario& self) { return name(self.completions); },
                      [](Scenario& self, const std::string& given) {
                          self.completions = chosen<Completions>("setting of completions", given, 2);

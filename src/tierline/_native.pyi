@@ -450,6 +450,7 @@ class Scenario:
     config: Config
     gated: bool
     mps: bool
+    best_effort_sms: int
     completions: Literal["exact", "polled"]
     profiles: Literal["exact", "noisy", "tagged", "none"]
     noise: float

@@ -1,5 +1,6 @@
 #include "host.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace tierline::sim {
@@ -68,6 +69,14 @@ Host make_host(fake::Device& device, const Scenario& scenario, int index) {
     options.client = static_cast<std::uint32_t>(index) + 1;
     // What the interposer does when a high-priority client makes a stream.
     options.priority = scenario.gated && host.spec->priority == Priority::high ? -1 : 0;
+    if (scenario.best_effort_sms > 0) {
+        const std::int32_t step = std::max(1, scenario.device.lane_granularity);
+        const std::int32_t border =
+            std::clamp((scenario.device.sms - scenario.best_effort_sms) / step * step, step, scenario.device.sms - 1);
+        const bool high = host.spec->priority == Priority::high;
+        options.first_sm = high ? 0 : border;
+        options.sm_count = high ? border : scenario.device.sms - border;
+    }
     for (int i = 0; i < program.streams; ++i) {
         Lane lane{};
         check(device.create_stream(context, options, lane.device), program, "streams");

@@ -36,14 +36,18 @@ struct Scenario {
     Config config{};               // `device` is filled in from the device above
     bool gated = true;             // false: no Tierline at all, plain streams of equal priority
     bool mps = true;               // false: clients are processes that time-slice
+    // Green contexts: best-effort streams have so many SMs (to the device's granularity) to themselves, high-priority
+    // ones the rest; 0 = all streams have all SMs.
+    std::int32_t best_effort_sms = 0;
     Completions completions = Completions::exact;
     ProfileSource profiles = ProfileSource::exact;
     double noise = 0.2;            // of `noisy`
     std::uint64_t seed = 0;        // of arrivals, noise and the device's jitter
     Nanoseconds duration_ns = kSecond;
     Nanoseconds warmup_ns = 0;     // rates and latencies count from here on
-    // Costs of the gate on the host, from the overhead benchmark on the fake driver.
-    Nanoseconds gate_high_ns = 300;
+    // Costs of the gate on the host: 95 ns and 540 to 880 ns by tests/bench_launch.cpp on the fake driver, whose event
+    // record costs less than a real one.
+    Nanoseconds gate_high_ns = 100;
     Nanoseconds gate_best_effort_ns = 1'000;
     Nanoseconds poll_ns = 20 * kMicrosecond;  // period of the poller
     Nanoseconds wake_ns = 5 * kMicrosecond;   // from an admission until the waiting thread runs
