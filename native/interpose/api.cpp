@@ -24,7 +24,8 @@ extern "C" {
 
 // Joins a client and makes the calling thread its own: streams that it makes or uses from now on belong to it.
 // `priority` 0 high, 1 best effort; `memory_bytes` 0 = no cap. Its number, or -1 (no driver, or no room: told once).
-__attribute__((visibility("default"))) int tierline_client_begin(const char* label, int priority, long long memory_bytes) {
+__attribute__((visibility("default"))) int tierline_client_begin(const char* label, int priority,
+                                                                 long long memory_bytes) {
     if (switched_off() || label == nullptr || driver() == nullptr) return -1;
     const Inside inside;
     Session* owner = session(true);

@@ -81,7 +81,8 @@ void Captures::add_nodes(CUgraph graph, Sum& sum, int depth) {
             (table.cuGraphKernelNodeGetParams_v2 != nullptr &&
              table.cuGraphKernelNodeGetParams_v2(node, &params) == CUDA_SUCCESS) ||
             (table.cuGraphKernelNodeGetParams != nullptr &&
-             table.cuGraphKernelNodeGetParams(node, reinterpret_cast<CUDA_KERNEL_NODE_PARAMS_v1*>(&params)) == CUDA_SUCCESS);
+             table.cuGraphKernelNodeGetParams(node, reinterpret_cast<CUDA_KERNEL_NODE_PARAMS_v1*>(&params)) ==
+                 CUDA_SUCCESS);
         ++sum.kernels;
         if (!told) {
             sum.known = false;

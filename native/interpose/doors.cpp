@@ -48,7 +48,9 @@ void fill_index() {
         while (slots[slot] != 0) slot = (slot + 1) % kBuckets;
         slots[slot] = static_cast<unsigned short>(row + 1);
     }
-    for (std::size_t slot = 0; slot < kBuckets; ++slot) g_index.slots[slot].store(slots[slot], std::memory_order_relaxed);
+    for (std::size_t slot = 0; slot < kBuckets; ++slot) {
+        g_index.slots[slot].store(slots[slot], std::memory_order_relaxed);
+    }
     g_index.ready.store(true, std::memory_order_release);
 }
 

@@ -46,7 +46,8 @@ KernelChoice Kernels::choose(const LaunchShape& shape) {
 KernelChoice Kernels::look_up(const LaunchShape& shape, Tag* tag) {
     const Function facts = facts_of(shape.function);
     if (facts.exempt) return {-1, true};
-    const std::uint64_t key = kernel_key(facts.name, shape.grid, shape.block, shape.smem, tag != nullptr ? tag->shape : 0);
+    const std::uint64_t key =
+        kernel_key(facts.name, shape.grid, shape.block, shape.smem, tag != nullptr ? tag->shape : 0);
     Arbiter& arbiter = session_.arbiter;
     const int existing = arbiter.find_kernel(key);
     if (existing >= 0) return {existing, false};
@@ -116,10 +117,12 @@ Kernels::Function Kernels::facts_of(CUfunction handle) {
     if (asks(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)) facts.smem_static = static_cast<std::uint32_t>(value);
     if (facts.name.empty()) {
         const char* name = nullptr;
-        if (table.cuFuncGetName != nullptr && table.cuFuncGetName(&name, facts.function) == CUDA_SUCCESS && name != nullptr) {
+        if (table.cuFuncGetName != nullptr && table.cuFuncGetName(&name, facts.function) == CUDA_SUCCESS &&
+            name != nullptr) {
             facts.name = name;
         } else if (is_kernel && table.cuKernelGetName != nullptr &&
-                   table.cuKernelGetName(&name, reinterpret_cast<CUkernel>(handle)) == CUDA_SUCCESS && name != nullptr) {
+                   table.cuKernelGetName(&name, reinterpret_cast<CUkernel>(handle)) == CUDA_SUCCESS &&
+                   name != nullptr) {
             facts.name = name;
         } else {
             facts.name = "(unnamed)";
@@ -160,8 +163,8 @@ void Kernels::resolved(CUkernel kernel, CUfunction function) {
 void Kernels::forget() {
     const bool driver_names = driver()->cuFuncGetName != nullptr;
     const std::lock_guard<std::mutex> guard(mutex_);
-    // A handle may come back for another kernel by a way without a hook. Before CUDA 12.3 the driver cannot be asked for
-    // names, so there they stay until the handle is named again.
+    // A handle may come back for another kernel by a way without a hook. Before CUDA 12.3 the driver cannot be asked
+    // for names, so there they stay until the handle is named again.
     if (driver_names) functions_.clear();
     for (auto& [handle, facts] : functions_) {
         facts.asked = false;

@@ -18,8 +18,8 @@ std::uint64_t Lane::returned(std::uint64_t seq) {
         ++count_;
         highest_ = std::max(highest_, seq);
     }
-    // Numbers are distinct and begin at 1: when there are as many as the highest says, none below it is missing. When no
-    // thread is between asking and having launched, none can be missing either.
+    // Numbers are distinct and begin at 1: when there are as many as the highest says, none below it is missing. When
+    // no thread is between asking and having launched, none can be missing either.
     if (count_ == highest_ || last) {
         count_ = highest_;
         if (highest_ > covered.load(std::memory_order_relaxed)) covered.store(highest_, std::memory_order_release);

@@ -1,5 +1,5 @@
-// The gate: a launch is held in the thread that makes it until it is admitted, and then goes to the program's own stream
-// with the program's own arguments. Nothing is copied or put off.
+// The gate: a launch is held in the thread that makes it until it is admitted, and then goes to the program's own
+// stream with the program's own arguments. Nothing is copied or put off.
 #include "driver.hpp"
 #include "guarded.hpp"
 #include "hooks.hpp"
@@ -153,10 +153,11 @@ CUresult launch_kernel_ex(Site<Fn_cuLaunchKernelEx> site, const CUlaunchConfig* 
     return through_gate(
         config->hStream, site.per_thread,
         [&](Session& session, Passage& passage) {
-            const KernelChoice choice = session.kernels.choose({f,
-                                                                {config->gridDimX, config->gridDimY, config->gridDimZ},
-                                                                {config->blockDimX, config->blockDimY, config->blockDimZ},
-                                                                config->sharedMemBytes});
+            const LaunchShape shape{f,
+                                    {config->gridDimX, config->gridDimY, config->gridDimZ},
+                                    {config->blockDimX, config->blockDimY, config->blockDimZ},
+                                    config->sharedMemBytes};
+            const KernelChoice choice = session.kernels.choose(shape);
             passage.row = choice.row;
             passage.exempt = choice.exempt;
             for (unsigned index = 0; config->attrs != nullptr && index < config->numAttrs; ++index) {
@@ -173,8 +174,9 @@ CUresult launch_kernel_ex(Site<Fn_cuLaunchKernelEx> site, const CUlaunchConfig* 
         [&] { return site.real(config, f, params, extra); });
 }
 
-CUresult launch_cooperative(Site<Fn_cuLaunchCooperativeKernel> site, CUfunction f, unsigned gx, unsigned gy, unsigned gz,
-                            unsigned bx, unsigned by, unsigned bz, unsigned smem, CUstream stream, void** params) {
+CUresult launch_cooperative(Site<Fn_cuLaunchCooperativeKernel> site, CUfunction f, unsigned gx, unsigned gy,
+                            unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem, CUstream stream,
+                            void** params) {
     return through_gate(
         stream, site.per_thread, [](Session&, Passage& passage) { passage.exempt = true; },
         [&] { return site.real(f, gx, gy, gz, bx, by, bz, smem, stream, params); });

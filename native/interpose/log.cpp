@@ -20,7 +20,8 @@ void log_once(Once& once, const char* format, ...) noexcept {
     if (length > static_cast<int>(sizeof line) - 2) length = static_cast<int>(sizeof line) - 2;
     line[length++] = '\n';
     const char* path = std::getenv("TIERLINE_LOG");
-    const int file = path != nullptr && *path != '\0' ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
+    const bool named = path != nullptr && *path != '\0';
+    const int file = named ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
     // One write a line, so that lines of several processes do not mix; nothing can be done when it fails.
     const ssize_t written = write(file >= 0 ? file : STDERR_FILENO, line, static_cast<std::size_t>(length));
     static_cast<void>(written);

@@ -99,9 +99,8 @@ const ProfileRow* Profiles::find(std::uint64_t key, std::string_view name, const
     const ProfileRow* by_name = nullptr;
     for (const ProfileRow& row : rows_) {
         if (row.key == key) return &row;
-        if (by_name == nullptr && row.key == 0 && row.name == name && agrees(row.grid, grid) && agrees(row.block, block)) {
-            by_name = &row;
-        }
+        const bool fits = row.key == 0 && row.name == name && agrees(row.grid, grid) && agrees(row.block, block);
+        if (by_name == nullptr && fits) by_name = &row;
     }
     return by_name;
 }

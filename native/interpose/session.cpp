@@ -54,7 +54,8 @@ DeviceLimits limits_of(CUdevice device) {
     // Two transfers a clock.
     limits.bytes_per_s = 2e3 * attribute(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, device) * bus_bytes;
     std::size_t memory_bytes = 0;
-    if (driver()->cuDeviceTotalMem_v2 != nullptr && driver()->cuDeviceTotalMem_v2(&memory_bytes, device) == CUDA_SUCCESS) {
+    if (driver()->cuDeviceTotalMem_v2 != nullptr &&
+        driver()->cuDeviceTotalMem_v2(&memory_bytes, device) == CUDA_SUCCESS) {
         limits.memory_bytes = static_cast<std::int64_t>(memory_bytes);
     }
     return limits;
@@ -173,7 +174,8 @@ void Session::leave(Client* client) {
 
 Client* Session::client(int number) {
     const std::lock_guard<std::mutex> guard(mutex_);
-    return number >= 0 && number < static_cast<int>(clients_.size()) ? clients_[static_cast<std::size_t>(number)] : nullptr;
+    const bool exists = number >= 0 && number < static_cast<int>(clients_.size());
+    return exists ? clients_[static_cast<std::size_t>(number)] : nullptr;
 }
 
 int Session::number_of(const Client* client) const {

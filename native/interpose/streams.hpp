@@ -73,7 +73,7 @@ struct Lane {
     std::atomic<int> slot{-1};  // in the region; -1 = it had no room, launches pass and are counted
 
     std::atomic<int> in_call{0};            // threads between asking and having launched
-    std::atomic<std::uint64_t> covered{0};  // all up to this number are in the stream: an event recorded now covers them
+    std::atomic<std::uint64_t> covered{0};  // all up to this one are in the stream: an event now covers them
     std::atomic<std::uint64_t> watched{0};  // newest number that a recorded event will tell
     std::atomic<std::uint64_t> done{0};     // all up to this one have ended, as told to the region
     std::atomic<std::uint64_t> owed{0};     // an event that covers this one is wanted; the poller records it

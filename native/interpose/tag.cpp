@@ -3,7 +3,8 @@
 namespace tierline::interpose {
 
 Work gemm_work(double m, double n, double k, double batch, double a_bytes, double b_bytes, double c_bytes, bool adds) {
-    return {2.0 * m * n * k * batch, batch * (a_bytes * m * k + b_bytes * k * n + c_bytes * (adds ? 2.0 : 1.0) * m * n)};
+    const double outputs = adds ? 2.0 : 1.0;
+    return {2.0 * m * n * k * batch, batch * (a_bytes * m * k + b_bytes * k * n + c_bytes * outputs * m * n)};
 }
 
 Work convolution_work(double output_elements, double filter_elements, double filter_outputs, double input_elements,

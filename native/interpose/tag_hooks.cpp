@@ -74,8 +74,8 @@ struct Gemm {
 
 Gemm gemm(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t batch, int trans_a, int trans_b, int a, int b,
           int c, bool adding) {
-    return {gemm_work(double(m), double(n), double(k), double(batch), element_bytes(a), element_bytes(b), element_bytes(c),
-                      adding),
+    return {gemm_work(double(m), double(n), double(k), double(batch), element_bytes(a), element_bytes(b),
+                      element_bytes(c), adding),
             shape_hash("gemm", {m, n, k, batch, trans_a, trans_b, a, b, c, adding ? 1 : 0})};
 }
 
@@ -159,54 +159,54 @@ Gemm convolution(const char* op, const void* input, const void* filter, const vo
 using namespace tierline::interpose;
 
 // One hook: TAG_HOOK(symbol, file, (parameters), (arguments), expression of type Gemm).
-#define TAG_HOOK(symbol, file, parameters, arguments, described)                                     \
-    extern "C" __attribute__((visibility("default"))) int symbol parameters {                        \
-        static std::atomic<void*> slot{nullptr};                                                     \
-        const auto real = reinterpret_cast<int(*) parameters>(real_of(slot, file, #symbol));         \
-        if (real == nullptr) return kNotInitialized;                                                 \
-        if (t_thread.tag.depth > 0 || switched_off()) return real arguments;                         \
-        const Gemm shape = described;                                                                \
-        const Tagged tagged(shape.shape, shape.work);                                                \
-        return real arguments;                                                                       \
+#define TAG_HOOK(symbol, file, parameters, arguments, described) \
+    extern "C" __attribute__((visibility("default"))) int symbol parameters { \
+        static std::atomic<void*> slot{nullptr}; \
+        const auto real = reinterpret_cast<int(*) parameters>(real_of(slot, file, #symbol)); \
+        if (real == nullptr) return kNotInitialized; \
+        if (t_thread.tag.depth > 0 || switched_off()) return real arguments; \
+        const Gemm shape = described; \
+        const Tagged tagged(shape.shape, shape.work); \
+        return real arguments; \
     }
 
 // The forms with 64-bit extents have the same parameters otherwise.
-#define GEMM_HOOKS(suffix, integer)                                                                                        \
-    TAG_HOOK(cublasSgemm_v2##suffix, kBlas,                                                                                \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda,     \
-              const void* b, integer ldb, const void* beta, void* c, integer ldc),                                         \
-             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 0, 0, 0, adds(h, beta)))  \
-    TAG_HOOK(cublasDgemm_v2##suffix, kBlas,                                                                                \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda,     \
-              const void* b, integer ldb, const void* beta, void* c, integer ldc),                                         \
-             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 1, 1, 1, adds(h, beta)))  \
-    TAG_HOOK(cublasHgemm##suffix, kBlas,                                                                                   \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda,     \
-              const void* b, integer ldb, const void* beta, void* c, integer ldc),                                         \
-             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 2, 2, 2, adds(h, beta)))  \
-    TAG_HOOK(cublasGemmEx##suffix, kBlas,                                                                                  \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, int at,          \
-              integer lda, const void* b, int bt, integer ldb, const void* beta, void* c, int ct, integer ldc, int type,   \
-              int algo),                                                                                                   \
-             (h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, type, algo),                            \
-             gemm(m, n, k, 1, ta, tb, at, bt, ct, adds(h, beta)))                                                          \
-    TAG_HOOK(cublasSgemmStridedBatched##suffix, kBlas,                                                                     \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda,     \
-              long long sa, const void* b, integer ldb, long long sb, const void* beta, void* c, integer ldc,              \
-              long long sc, integer batch),                                                                                \
-             (h, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch),                                 \
-             gemm(m, n, k, batch, ta, tb, 0, 0, 0, adds(h, beta)))                                                         \
-    TAG_HOOK(cublasGemmStridedBatchedEx##suffix, kBlas,                                                                    \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, int at,          \
-              integer lda, long long sa, const void* b, int bt, integer ldb, long long sb, const void* beta, void* c,      \
-              int ct, integer ldc, long long sc, integer batch, int type, int algo),                                       \
-             (h, ta, tb, m, n, k, alpha, a, at, lda, sa, b, bt, ldb, sb, beta, c, ct, ldc, sc, batch, type, algo),         \
-             gemm(m, n, k, batch, ta, tb, at, bt, ct, adds(h, beta)))                                                      \
-    TAG_HOOK(cublasGemmBatchedEx##suffix, kBlas,                                                                           \
-             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* const* a, int at,   \
-              integer lda, const void* const* b, int bt, integer ldb, const void* beta, void* const* c, int ct,            \
-              integer ldc, integer batch, int type, int algo),                                                             \
-             (h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, batch, type, algo),                     \
+#define GEMM_HOOKS(suffix, integer) \
+    TAG_HOOK(cublasSgemm_v2##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda, \
+              const void* b, integer ldb, const void* beta, void* c, integer ldc), \
+             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 0, 0, 0, adds(h, beta))) \
+    TAG_HOOK(cublasDgemm_v2##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda, \
+              const void* b, integer ldb, const void* beta, void* c, integer ldc), \
+             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 1, 1, 1, adds(h, beta))) \
+    TAG_HOOK(cublasHgemm##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda, \
+              const void* b, integer ldb, const void* beta, void* c, integer ldc), \
+             (h, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), gemm(m, n, k, 1, ta, tb, 2, 2, 2, adds(h, beta))) \
+    TAG_HOOK(cublasGemmEx##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, int at, \
+              integer lda, const void* b, int bt, integer ldb, const void* beta, void* c, int ct, integer ldc, int type, \
+              int algo), \
+             (h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, type, algo), \
+             gemm(m, n, k, 1, ta, tb, at, bt, ct, adds(h, beta))) \
+    TAG_HOOK(cublasSgemmStridedBatched##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, integer lda, \
+              long long sa, const void* b, integer ldb, long long sb, const void* beta, void* c, integer ldc, \
+              long long sc, integer batch), \
+             (h, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch), \
+             gemm(m, n, k, batch, ta, tb, 0, 0, 0, adds(h, beta))) \
+    TAG_HOOK(cublasGemmStridedBatchedEx##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* a, int at, \
+              integer lda, long long sa, const void* b, int bt, integer ldb, long long sb, const void* beta, void* c, \
+              int ct, integer ldc, long long sc, integer batch, int type, int algo), \
+             (h, ta, tb, m, n, k, alpha, a, at, lda, sa, b, bt, ldb, sb, beta, c, ct, ldc, sc, batch, type, algo), \
+             gemm(m, n, k, batch, ta, tb, at, bt, ct, adds(h, beta))) \
+    TAG_HOOK(cublasGemmBatchedEx##suffix, kBlas, \
+             (void* h, int ta, int tb, integer m, integer n, integer k, const void* alpha, const void* const* a, int at, \
+              integer lda, const void* const* b, int bt, integer ldb, const void* beta, void* const* c, int ct, \
+              integer ldc, integer batch, int type, int algo), \
+             (h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, batch, type, algo), \
              gemm(m, n, k, batch, ta, tb, at, bt, ct, adds(h, beta)))
 
 GEMM_HOOKS(, int)
@@ -253,10 +253,10 @@ namespace tierline::interpose {
 namespace {
 
 #define TAG_ROW(symbol, file) {#symbol, file, reinterpret_cast<void*>(&::symbol)}
-#define GEMM_ROWS(suffix)                                                                                          \
-    TAG_ROW(cublasSgemm_v2##suffix, kBlas), TAG_ROW(cublasDgemm_v2##suffix, kBlas),                                \
-        TAG_ROW(cublasHgemm##suffix, kBlas), TAG_ROW(cublasGemmEx##suffix, kBlas),                                 \
-        TAG_ROW(cublasSgemmStridedBatched##suffix, kBlas), TAG_ROW(cublasGemmStridedBatchedEx##suffix, kBlas),     \
+#define GEMM_ROWS(suffix) \
+    TAG_ROW(cublasSgemm_v2##suffix, kBlas), TAG_ROW(cublasDgemm_v2##suffix, kBlas), \
+        TAG_ROW(cublasHgemm##suffix, kBlas), TAG_ROW(cublasGemmEx##suffix, kBlas), \
+        TAG_ROW(cublasSgemmStridedBatched##suffix, kBlas), TAG_ROW(cublasGemmStridedBatchedEx##suffix, kBlas), \
         TAG_ROW(cublasGemmBatchedEx##suffix, kBlas)
 
 const TagHook g_tag_hooks[] = {GEMM_ROWS(),

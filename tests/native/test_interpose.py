@@ -203,6 +203,19 @@ def test_a_profile_spares_the_learning(world: World) -> None:
     assert (kernel["source"], kernel["samples"], kernel["duration_ns"]) == ("counters", 0, 5000)
 
 
+def test_a_library_call_tags_its_launches_with_their_shape(world: World) -> None:
+    libraries = f"{world.client.parent / 'blas'}:{world.drivers}"
+    world.run("gpa2", "gemm", 2, LD_LIBRARY_PATH=libraries)
+    kernels = world.region()["kernels"]
+    work = sorted((kernel["name"], kernel["launches"], kernel["flops"], kernel["bytes"]) for kernel in kernels)
+    m, n, k = 512, 256, 128
+    assert work == [
+        ("compute", 1, 0, 0),  # the same kernel and shape without the call: another key
+        ("compute", 2, 2 * m * n * k, 2 * (m * k + k * n + m * n)),
+        ("splitKreduce_kernel", 2, 0, 0),  # a helper, though it comes first
+    ]
+
+
 def test_a_high_priority_launch_adds_no_driver_call(world: World) -> None:
     bare, with_it = world.folder / "bare", world.folder / "with"
     profile = world.folder / "profile.csv"

@@ -161,6 +161,7 @@ constexpr const char* kImage =
     "kernel memory flops=1e5 bytes=1e7 params=8,4\n"
     "kernel small flops=1e5 bytes=1e3 params=8,4\n"
     "kernel ncclDevKernel_AllReduce_Sum flops=1e5 bytes=1e5 params=8,4\n"
+    "kernel splitKreduce_kernel flops=1e4 bytes=1e3 params=8,4\n"
     "kernel together flops=1e5 bytes=1e5 cooperative=1 params=8,4\n";
 
 CUmodule module;
@@ -414,6 +415,25 @@ int main(int argc, char** argv) {
             });
         }
         for (std::thread& thread : threads) thread.join();
+    } else if (action == "gemm") {
+        // A library call that launches its main kernel and a helper, in half precision; then a plain launch alike.
+        void* blas = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+        using Gemm = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int,
+                             const void*, void*, int, int, int, int);
+        const auto gemm = blas != nullptr ? reinterpret_cast<Gemm>(dlsym(blas, "cublasGemmEx")) : nullptr;
+        if (gemm == nullptr) return 1;
+        void (*const launches)() = [] {
+            launch(function("splitKreduce_kernel"), nullptr, 8);
+            launch(function("compute"), nullptr, 132);
+        };
+        const float alpha = 1.0F;
+        const float beta = 0.0F;
+        for (int i = 0; i < number; ++i) {
+            gemm(reinterpret_cast<void*>(launches), 0, 1, 512, 256, 128, &alpha, nullptr, 2, 512, nullptr, 2, 128, &beta,
+                 nullptr, 2, 512, 68, 0);
+        }
+        launch(function("compute"), nullptr, 132);
+        NEED(cuCtxSynchronize());
     } else if (action == "many-threads") {
         // Each thread has a default stream of its own (with the per-thread forms) and leaves work behind when it ends.
         for (int i = 0; i < number; ++i) {

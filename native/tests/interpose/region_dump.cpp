@@ -33,8 +33,8 @@ int main(int argc, char** argv) {
     for (const Kernel& kernel : region->kernels) {
         if (kernel.key == 0) continue;
         std::printf("%s{\"name\": \"%s\", \"key\": \"%016llx\", \"source\": \"%s\", \"samples\": %d, \"launches\": %llu, "
-                    "\"grid\": [%u, %u, %u], \"registers\": %u, \"occupancy\": %u, \"duration_ns\": %lld, \"flops\": %g, "
-                    "\"bytes\": %g}",
+                    "\"grid\": [%u, %u, %u], \"registers\": %u, \"occupancy\": %u, \"duration_ns\": %lld, \"flops\": %.17g, "
+                    "\"bytes\": %.17g}",
                     comma, kernel.name.data(), static_cast<unsigned long long>(kernel.key), name_of(kernel.source),
                     kernel.samples, static_cast<unsigned long long>(kernel.launches), kernel.grid[0], kernel.grid[1],
                     kernel.grid[2], kernel.registers, kernel.occupancy, static_cast<long long>(kernel.demand.duration_ns),

@@ -91,8 +91,8 @@ SAME_VALUE(CU_MEM_LOCATION_TYPE_DEVICE);
 #define TIERLINE_HOOK(symbol, base, version, per_thread, implementation, parameters, arguments) \
     static_assert(std::is_same_v<CUresult(*) parameters, TYPEDEF_##per_thread(base, version)>, #symbol);
 #define TYPEDEF_0(base, version) PFN_##base##_v##version
-#define TIERLINE_HOOK_PAIR(symbol, suffix, base, version, per_thread_version, implementation, parameters, arguments)        \
-    TIERLINE_HOOK(symbol, base, version, 0, implementation, parameters, arguments)                                          \
+#define TIERLINE_HOOK_PAIR(symbol, suffix, base, version, per_thread_version, implementation, parameters, arguments) \
+    TIERLINE_HOOK(symbol, base, version, 0, implementation, parameters, arguments) \
     static_assert(std::is_same_v<CUresult(*) parameters, PFN_##base##_v##per_thread_version##suffix>, #symbol #suffix);
 #include "interpose/hooks.def"
 #else
