@@ -185,6 +185,23 @@ CUresult set_exec_node(Entry entry, CUgraphExec exec_handle, CUgraphNode handle,
     });
 }
 
+// The nodes take the work of the other graph's, if that has the same nodes in the same order.
+CUresult update(Entry entry, CUgraphExec exec_handle, CUgraph handle, CUgraphExecUpdateResult* result) {
+    return call(entry, Need::context, [&](Session&) -> CUresult {
+        auto* exec = to<GraphExec>(exec_handle, Tag::graph_exec);
+        const auto* graph = to<Graph>(handle, Tag::graph);
+        if (exec == nullptr || graph == nullptr || result == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        GraphExec changed;
+        flatten(*graph, changed);
+        bool same = changed.nodes.size() == exec->nodes.size();
+        for (std::size_t i = 0; same && i < changed.nodes.size(); ++i) same = changed.nodes[i]->type == exec->nodes[i]->type;
+        *result = same ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR;
+        if (!same) return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
+        for (std::size_t i = 0; i < changed.nodes.size(); ++i) *exec->nodes[i] = *changed.nodes[i];
+        return CUDA_SUCCESS;
+    });
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -271,6 +288,24 @@ CUresult cuGraphNodeGetType(CUgraphNode handle, CUgraphNodeType* out) {
         *out = node->type;
         return CUDA_SUCCESS;
     });
+}
+
+CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode handle, CUgraph* out) {
+    return call(Entry::cuGraphChildGraphNodeGetGraph, Need::device, [&](Session&) -> CUresult {
+        const auto* node = to<Node>(handle, Tag::node);
+        if (node == nullptr || out == nullptr || node->type != CU_GRAPH_NODE_TYPE_GRAPH) return CUDA_ERROR_INVALID_VALUE;
+        *out = from<CUgraph>(node->child);
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode* node, CUgraphExecUpdateResult* result) {
+    if (node != nullptr) *node = nullptr;
+    return update(Entry::cuGraphExecUpdate, exec, graph, result);
+}
+CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo* info) {
+    if (info != nullptr) *info = CUgraphExecUpdateResultInfo{};
+    return update(Entry::cuGraphExecUpdate_v2, exec, graph, info != nullptr ? &info->result : nullptr);
 }
 
 CUresult cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1* out) {

@@ -321,6 +321,19 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     });
 }
 
+CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* out, void* pointer) {
+    return call(Entry::cuMemRetainAllocationHandle, Need::device, [&](Session&) -> CUresult {
+        const auto& all = driver().mappings;
+        auto next = all.upper_bound(reinterpret_cast<std::uintptr_t>(pointer));
+        if (out == nullptr || next == all.begin()) return CUDA_ERROR_INVALID_VALUE;
+        --next;
+        if (reinterpret_cast<std::uintptr_t>(pointer) >= next->first + next->second->bytes) return CUDA_ERROR_INVALID_VALUE;
+        ++next->second->references;
+        *out = reinterpret_cast<CUmemGenericAllocationHandle>(next->second);
+        return CUDA_SUCCESS;
+    });
+}
+
 CUresult cuMemGetAllocationGranularity(std::size_t* out, const CUmemAllocationProp* properties, int) {
     return call(Entry::cuMemGetAllocationGranularity, Need::device, [&](Session&) -> CUresult {
         if (out == nullptr || properties == nullptr) return CUDA_ERROR_INVALID_VALUE;

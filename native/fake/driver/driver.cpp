@@ -28,6 +28,7 @@ std::int64_t real_ns() {
 struct ThreadEntry {
     ThreadEntry() { driver().threads.push_back(&state); }
     ~ThreadEntry() {
+        if (after_fork()) return;  // the lock may have been somebody's who is not in this process
         const std::lock_guard<std::mutex> lock(driver().mutex);
         auto& all = driver().threads;
         all.erase(std::remove(all.begin(), all.end(), &state), all.end());

@@ -14,8 +14,10 @@ int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, cons
 int cublasGemmBatchedEx(void*, int, int, int, int, int, const void*, const void* const*, int, int, const void* const*, int, int, const void*,
                         void* const*, int, int, int, int, int);
 int cublasLtCreate(void** out);
+int cublasLtDestroy(void* handle);
+int cublasLtMatrixLayoutDestroy(void* layout);
+int cublasLtMatmulDescDestroy(void* description);
 int cublasLtMatrixLayoutCreate(void** out, int type, std::uint64_t rows, std::uint64_t columns, std::int64_t leading);
-int cublasLtMatrixLayoutSetAttribute(void* layout, int attribute, const void* value, std::size_t bytes);
 int cublasLtMatmulDescCreate(void** out, int compute, int scale);
 int cublasLtMatmul(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*, void*, void*,
                    const void*, void*, std::size_t, CUstream);
@@ -52,6 +54,9 @@ int main() {
     client::must(cublasLtMatmul(light, operation, &one, memory, a, memory, b, &zero, memory, c, memory, c, nullptr, nullptr, 0, stream),
                  "cublasLtMatmul");
     client::must(cuStreamSynchronize(stream), "cuStreamSynchronize");
+    for (void* layout : {a, b, c}) client::must(cublasLtMatrixLayoutDestroy(layout), "cublasLtMatrixLayoutDestroy");
+    client::must(cublasLtMatmulDescDestroy(operation), "cublasLtMatmulDescDestroy");
+    client::must(cublasLtDestroy(light), "cublasLtDestroy");
     client::must(cublasDestroy_v2(handle), "cublasDestroy");
     std::printf("{\"launches\": %llu, \"object\": \"%s\", \"light_object\": \"%s\"}\n", fakecuda_calls("cuLaunchKernel"),
                 client::object_of(&cublasGemmEx).c_str(), client::object_of(&cublasLtMatmul).c_str());

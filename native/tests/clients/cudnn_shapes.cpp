@@ -3,6 +3,11 @@
 
 extern "C" {
 int cudnnCreate(void** out);
+int cudnnDestroy(void* handle);
+int cudnnDestroyTensorDescriptor(void* tensor);
+int cudnnDestroyFilterDescriptor(void* filter);
+int cudnnDestroyConvolutionDescriptor(void* convolution);
+int cudnnBackendDestroyDescriptor(void* plan);
 int cudnnSetStream(void* handle, CUstream stream);
 int cudnnCreateTensorDescriptor(void** out);
 int cudnnSetTensor4dDescriptor(void* tensor, int format, int type, int n, int c, int h, int w);
@@ -48,6 +53,12 @@ int main(int count, char** values) {
     client::must(cudnnBackendCreateDescriptor(20, &plan), "cudnnBackendCreateDescriptor");
     client::must(cudnnBackendExecute(handle, plan, plan), "cudnnBackendExecute");
     client::must(cuStreamSynchronize(stream), "cuStreamSynchronize");
+    client::must(cudnnDestroyTensorDescriptor(x), "cudnnDestroyTensorDescriptor");
+    client::must(cudnnDestroyTensorDescriptor(y), "cudnnDestroyTensorDescriptor");
+    client::must(cudnnDestroyFilterDescriptor(w), "cudnnDestroyFilterDescriptor");
+    client::must(cudnnDestroyConvolutionDescriptor(convolution), "cudnnDestroyConvolutionDescriptor");
+    client::must(cudnnBackendDestroyDescriptor(plan), "cudnnBackendDestroyDescriptor");
+    client::must(cudnnDestroy(handle), "cudnnDestroy");
     std::printf("{\"launches\": %llu, \"object\": \"%s\"}\n", fakecuda_calls("cuLaunchKernel"),
                 client::object_of(&cudnnConvolutionForward).c_str());
     return 0;

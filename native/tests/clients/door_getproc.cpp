@@ -59,7 +59,7 @@ int main(int count, char** values) {
     for (const Question& question : kQuestions) {
         void* old_answer = reinterpret_cast<void*>(1);
         void* answer = reinterpret_cast<void*>(1);
-        auto status = static_cast<CUdriverProcAddressQueryResult>(-1);
+        auto status = static_cast<CUdriverProcAddressQueryResult>(3);  // none that there is
         const int old_rc = first(question.name, &old_answer, question.version, question.flags);
         const int rc = second(question.name, &answer, question.version, question.flags, &status);
         const bool untouched = answer == reinterpret_cast<void*>(1);
