@@ -36,7 +36,7 @@ class World:
     def region_path(self) -> Path:
         return self.folder / "region"
 
-    def env(self, preload: bool = True, **extra: str) -> dict[str, str]:
+    def env(self, preload: bool = True, /, **extra: str) -> dict[str, str]:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("TIERLINE_", "FAKECUDA_"))}
         base |= {"LD_LIBRARY_PATH": str(self.drivers), "TIERLINE_LOG": str(self.folder / "log")}
         if preload:
@@ -124,7 +124,7 @@ def test_every_door_leads_through_the_gate(world: World, door: str) -> None:
 def test_without_the_library_strict_mode_refuses(world: World) -> None:
     process = subprocess.run(
         [world.client, "dlsym", "launch"],
-        env=world.env(preload=False, FAKECUDA_STRICT="1"),
+        env=world.env(False, FAKECUDA_STRICT="1"),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -225,7 +225,7 @@ def test_a_high_priority_launch_adds_no_driver_call(world: World) -> None:
     for number in (few, many):
         subprocess.run(
             [world.client, "gpa2", "launch", str(number)],
-            env=world.env(preload=False, FAKECUDA_LOG=f"{bare}{number}"),
+            env=world.env(False, FAKECUDA_LOG=f"{bare}{number}"),
             check=True,
             timeout=LIMIT_S,
         )
@@ -373,7 +373,7 @@ def test_programs_without_cuda_run_unchanged(world: World, command: list[str], t
         except FileNotFoundError:
             pytest.skip(f"there is no {command[0]} here")
 
-    bare, preloaded = run(world.env(preload=False)), run(world.env())
+    bare, preloaded = run(world.env(False)), run(world.env())
     assert (bare.returncode, bare.stdout, bare.stderr) == (preloaded.returncode, preloaded.stdout, preloaded.stderr)
     assert not world.region_path.exists()
 
