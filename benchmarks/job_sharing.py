@@ -1,6 +1,6 @@
 """Two jobs on one device against one: the same arrivals with and without sharing, five workloads a load.
 
-Jobs get a measured kind each (Gavel's, by seed), and run beside each other at the true speeds of its V100 pairs. What the
+Jobs get a measured type each (Gavel's, by seed), and run beside each other at the true speeds of its V100 pairs. What the
 predictor starts from differs by variant; corrections come from slowdowns seen after 60 s of a pair, with 5 % noise:
 
 - exclusive      every device has one job

@@ -58,7 +58,7 @@ FIGURES = tuple(field.name for field in dataclasses.fields(Judgement))
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """What is simulated. `policies` as in `parse_policy`; `nodes` the cluster; `jobs` 0 = all of the workload. `pairs`: a
-    file of measured pairs (`workloads/pairs.py`) from which jobs get their kinds and true speeds beside each other;
+    file of measured pairs (`workloads/pairs.py`) from which jobs get their types and true speeds beside each other;
     `share`: two jobs may share a device."""
 
     source: str

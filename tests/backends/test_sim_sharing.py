@@ -63,7 +63,7 @@ def run(
 ) -> tuple[Record, Recorder, Workload]:
     """Jobs (arrival s, kind, duration s) named by their number, under `fifo` on one device."""
     entries = tuple(
-        Arrival(round(at * NS_PER_S), Job(f"j{n}", sweep="s", workload=kind), course(duration_s))
+        Arrival(round(at * NS_PER_S), Job(f"j{n}", sweep="s", job_type=kind), course(duration_s))
         for n, (at, kind, duration_s) in enumerate(jobs)
     )
     load = Workload("test", None, (Sweep("s", chance=1.0),), (Normaliser(1.0, 0.0),), entries, pair_speed=TRUE)
@@ -182,6 +182,6 @@ def test_records_without_the_new_fields_are_read_as_exclusive_starts() -> None:
     assert decode_actions(json.dumps(action)) == [StartJob("a", 1, ("n/0",), False, "why")]
     kind, body = encode_event(JobSubmitted(Job("a")))
     row = json.loads(body)
-    for name in ("workload", "sm_util", "bw_util", "shareable"):
+    for name in ("job_type", "sm_util", "bw_util", "shareable"):
         del row["job"][name]
     assert decode_event(kind, json.dumps(row)) == JobSubmitted(Job("a"))

@@ -24,7 +24,7 @@ from tierline.policies.jobs import make_policy
 from tierline.policies.jobs.packing import GainPacking, without_guests
 from tierline.schedulers.jobs import JobScheduler
 from tierline.testing.jobs import FakeCluster, node
-from tierline.testing.policies import KINDS, PAIRS, waits_in_vain
+from tierline.testing.policies import PAIRS, TYPES, waits_in_vain
 
 POLICIES = st.sampled_from(["explsched", "fifo", "fair", "las", "slaq", "gandiva", "asha", "srtf", "optimus"])
 
@@ -57,13 +57,13 @@ class JobTier(RuleBasedStateMachine):
     @rule(
         least=st.integers(1, 3), more=st.integers(0, 2), priority=st.integers(0, 1), held=st.booleans(),
         preemptible=st.booleans(), on=st.sampled_from([(), ("gpu",), ("big",)]), after=st.booleans(),
-        workload=st.sampled_from(["", "light", *KINDS]), shareable=st.booleans(), memory=st.integers(0, 8),
+        job_type=st.sampled_from(["", "light", *TYPES]), shareable=st.booleans(), memory=st.integers(0, 8),
     )  # fmt: skip
-    def submit(self, least, more, priority, held, preemptible, on, after, workload, shareable, memory):
+    def submit(self, least, more, priority, held, preemptible, on, after, job_type, shareable, memory):
         before = (f"j{self.count - 1}",) if after and self.count else ()
         job = Job(
             f"j{self.count}", min_gpus=least, max_gpus=least + more, priority=priority, held=held,
-            preemptible=preemptible, gpu_types=on, after=before, sweep="s", workload=workload, shareable=shareable,
+            preemptible=preemptible, gpu_types=on, after=before, sweep="s", job_type=job_type, shareable=shareable,
             gpu_memory_bytes=memory if self.memory_bytes else 0,
         )  # fmt: skip
         try:
@@ -174,8 +174,8 @@ class SharedJobTier(JobTier):
     def crowd(self):
         self.cluster.send(PairsMeasured(PAIRS))
         for number in range(12):
-            kind, shareable = KINDS[number % 2], number % 5 > 0
-            job = Job(f"j{number}", workload=kind, gpu_memory_bytes=3 + number % 4, sweep="s", shareable=shareable)
+            job_type, shareable = TYPES[number % 2], number % 5 > 0
+            job = Job(f"j{number}", job_type=job_type, gpu_memory_bytes=3 + number % 4, sweep="s", shareable=shareable)
             self.cluster.submit(job)
         self.count = 12
 

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from tierline.core.nouns import Job, PairSpeed
-from tierline.perf.interference import MEMORY, PRIOR_WEIGHT, Interference, by_demand, fits, kind_name
+from tierline.perf.interference import MEMORY, PRIOR_WEIGHT, Interference, by_demand, fits, type_name
 
 
 def believes(*pairs: PairSpeed) -> Interference:
     found = Interference()
     found.measure(pairs)
     for name in ("a", "b"):
-        found.kind(Job(name, workload=name))
+        found.index(Job(name, job_type=name))
     return found
 
 
-def test_a_job_is_known_by_its_workload_else_by_its_demands() -> None:
-    assert kind_name(Job("x", workload="ResNet-18", sm_util=0.5)) == "ResNet-18"
-    assert kind_name(Job("x", sweep="s", sm_util=0.5, bw_util=0.25)) == kind_name(
+def test_a_job_is_known_by_its_type_else_by_its_demands() -> None:
+    assert type_name(Job("x", job_type="ResNet-18", sm_util=0.5)) == "ResNet-18"
+    assert type_name(Job("x", sweep="s", sm_util=0.5, bw_util=0.25)) == type_name(
         Job("y", sweep="s", sm_util=0.5, bw_util=0.25)
     )
-    assert kind_name(Job("x", sm_util=0.5)) != kind_name(Job("y", sm_util=0.5))
-    assert kind_name(Job("x", sweep="s")) == ""
-    assert Interference().kind(Job("x")) == -1
+    assert type_name(Job("x", sm_util=0.5)) != type_name(Job("y", sm_util=0.5))
+    assert type_name(Job("x", sweep="s")) == ""
+    assert Interference().index(Job("x")) == -1
 
 
 def test_demands_slow_both_down_once_they_ask_for_more_than_there_is() -> None:
@@ -44,8 +44,8 @@ def test_memory_must_fit_where_it_is_known() -> None:
 def test_the_pair_of_the_type_comes_before_that_of_any_type_and_before_demands() -> None:
     found = Interference()
     found.measure((PairSpeed("", "a", "b", 0.5), PairSpeed("v100", "a", "b", 0.7)))
-    a = found.kind(Job("x", workload="a", sm_util=0.9))
-    b = found.kind(Job("y", workload="b", sm_util=0.9))
+    a = found.index(Job("x", job_type="a", sm_util=0.9))
+    b = found.index(Job("y", job_type="b", sm_util=0.9))
     assert found.speed("v100", a, b) == 0.7
     assert found.speed("h200", a, b) == 0.5
     assert found.speed("h200", b, a) == pytest.approx(1 / 1.8)
@@ -86,13 +86,13 @@ def test_the_table_of_beliefs_is_the_same_and_follows_what_is_seen() -> None:
         for a in (0, 1):
             for b in (0, 1):
                 assert np.array_equal(table[t, a, b], found.speed(name, a, b), equal_nan=True)
-    found.kind(Job("c", workload="c"))
+    found.index(Job("c", job_type="c"))
     assert found.speeds(("t", "u")).shape == (2, 3, 3)
 
 
 def test_beliefs_come_back_from_a_dump() -> None:
     found = believes(PairSpeed("", "a", "b", 0.9))
-    found.kind(Job("d", sweep="s", sm_util=0.5))
+    found.index(Job("d", sweep="s", sm_util=0.5))
     found.see("t", 0, 1, 0.35)
     copy = Interference()
     copy.load(found.dump())

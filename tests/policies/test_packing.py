@@ -40,13 +40,13 @@ class Fixed:
 def view_of(hosts, guests=(), waiting=(), speeds=(), gpus=None, ran=()):
     """Hosts on a device each, guests (job, host) on theirs, others waiting; a letter is a job and its kind."""
     cluster = FakeCluster("fifo", [node("n", gpus or len(hosts))], packing=GainPacking())
-    cluster.submit(*(Job(f"host{row}", workload=kind) for row, kind in enumerate(hosts)))
+    cluster.submit(*(Job(f"host{row}", job_type=kind) for row, kind in enumerate(hosts)))
     cluster.send(PairsMeasured(speeds or pairs()))
     for number, (guest, host) in enumerate(guests):
         cluster.scheduler.packing = Onto(list(hosts).index(host), len(hosts) + number)
-        cluster.submit(Job(f"{guest}guest", workload=guest))
+        cluster.submit(Job(f"{guest}guest", job_type=guest))
     cluster.scheduler.packing = Onto(-1, -1)
-    cluster.submit(*(Job(f"{w}{n}", workload=w) for n, w in enumerate(waiting)))
+    cluster.submit(*(Job(f"{w}{n}", job_type=w) for n, w in enumerate(waiting)))
     view = cluster.scheduler.view(cluster.now_ns, may_preempt=True)
     attained = view.jobs.attained_gpu_ns.copy()
     attained[list(ran)] = 10**12
@@ -153,7 +153,7 @@ def test_the_stage_never_proposes_what_the_limits_forbid(seed):
     taken = [g.onto[0] for g in grants]
     assert len(set(taken)) == len(taken)
     for grant in grants:
-        host, kinds = grant.onto[0], view.sharing.kind
+        host, kinds = grant.onto[0], view.sharing.job_type
         mine = view.sharing.speed[0, kinds[grant.row], kinds[host]]
         theirs = view.sharing.speed[0, kinds[host], kinds[grant.row]]
         worth = (1.0, 1.0) if density is None else (density[grant.row], density[host])

@@ -34,8 +34,8 @@ def cluster_of(gpus=1, policy="fifo", pairs=GOOD, packing=GainPacking(), memory_
     return cluster
 
 
-def job(job_id, workload="a", **more):
-    return Job(job_id, workload=workload, **more)
+def job(job_id, job_type="a", **more):
+    return Job(job_id, job_type=job_type, **more)
 
 
 def starts(actions):
@@ -86,16 +86,16 @@ def test_never_more_than_two_and_a_third_waits():
         ({}, {"shareable": False}),
         ({"shareable": False}, {}),
         ({}, {"preemptible": False}),
-        ({}, {"workload": ""}),
-        ({}, {"workload": "unheard of"}),
-        ({}, {"workload": "c"}),
+        ({}, {"job_type": ""}),
+        ({}, {"job_type": "unheard of"}),
+        ({}, {"job_type": "c"}),
         ({"priority": 1}, {}),
     ],
 )
 def test_who_does_not_fit_waits(resident, candidate):
     cluster = cluster_of()
     cluster.submit(job("r", **resident))
-    assert starts(cluster.submit(job("j", **{"workload": "a"} | candidate))) == []
+    assert starts(cluster.submit(job("j", **{"job_type": "a"} | candidate))) == []
 
 
 def test_memory_of_both_must_fit_and_who_declares_none_needs_all():
@@ -243,22 +243,22 @@ def test_a_host_that_is_leaving_takes_no_guest():
 
 def test_a_gang_shares_with_a_gang_and_is_as_slow_as_its_slowest_pair():
     cluster = cluster_of(gpus=2)
-    cluster.submit(Job("r", workload="a", min_gpus=2, max_gpus=2))
-    actions = starts(cluster.submit(Job("one", workload="a"), Job("two", workload="b")))
+    cluster.submit(Job("r", job_type="a", min_gpus=2, max_gpus=2))
+    actions = starts(cluster.submit(Job("one", job_type="a"), Job("two", job_type="b")))
     assert [s.device_ids for s in actions] == [("n/0",), ("n/1",)]
     assert status(cluster, "r").shares_with == ("one", "two")
     assert status(cluster, "r").speed == 0.8  # 0.8 beside one, 0.9 beside two
     cluster.exit("one")
     assert status(cluster, "r").speed == 0.9
     cluster.exit("two")
-    (both,) = starts(cluster.submit(Job("gang", workload="b", min_gpus=2, max_gpus=2)))
+    (both,) = starts(cluster.submit(Job("gang", job_type="b", min_gpus=2, max_gpus=2)))
     assert (both.device_ids, both.shares_with) == (("n/0", "n/1"), ("r",))
 
 
 def test_a_gang_may_share_with_several_jobs():
     cluster = cluster_of(gpus=2)
     cluster.submit(job("r1"), job("r2"))
-    (gang,) = starts(cluster.submit(Job("gang", workload="a", min_gpus=2, max_gpus=2)))
+    (gang,) = starts(cluster.submit(Job("gang", job_type="a", min_gpus=2, max_gpus=2)))
     assert (set(gang.device_ids), set(gang.shares_with)) == ({"n/0", "n/1"}, {"r1", "r2"})
     cluster.exit("r1")
     assert status(cluster, "gang").shares_with == ("r2",)
@@ -285,11 +285,11 @@ def test_a_snapshot_of_a_version_before_sharing_still_loads():
     state = cluster.scheduler.dump()
     for key in ("guests", "interference"):
         del state[key]
-    for name in ("kind", "memory_bytes", "shared", "shared_ns", "shareable"):
+    for name in ("job_type", "memory_bytes", "shared", "shared_ns", "shareable"):
         del state["table"][name]
     for record in state["jobs"]:
         del record["shares_with"]
-        for name in ("workload", "sm_util", "bw_util", "shareable"):
+        for name in ("job_type", "sm_util", "bw_util", "shareable"):
             del record["job"][name]
     copy = JobScheduler(make_policy("fifo"))
     copy.load(state)

@@ -68,21 +68,21 @@ def test_options_are_checked(small: Path) -> None:
 def test_jobs_get_a_kind_by_seed_and_keep_one_they_name(small: Path) -> None:
     plain = load("exploratory", Scale(jobs=40))
     found = with_pairs(plain, f"{small}?truth=new&start=old", 3)
-    kinds = [entry.job.workload for entry in found.entries]
+    kinds = [entry.job.job_type for entry in found.entries]
     assert set(kinds) == {"x", "y"}
     assert found.pair_speed == read_pairs(small)["new"]
     assert found.hash != plain.hash
     assert with_pairs(plain, f"{small}?truth=new&start=new&window=0", 3).hash == found.hash  # the same workload
     assert with_pairs(plain, f"{small}?truth=old", 3).hash != found.hash
-    assert [entry.job.workload for entry in with_pairs(found, f"{small}?truth=new", 4).entries] == kinds
+    assert [entry.job.job_type for entry in with_pairs(found, f"{small}?truth=new", 4).entries] == kinds
 
 
 def test_what_predictions_start_from_hides_both_directions_of_a_pair(small: Path) -> None:
     told, window_ns, noise = start_of(f"{small}?truth=new&start=old&window=30&noise=0.1", 0)
-    assert {(p.workload, p.beside): p.speed for p in told} == read_pairs(small)["old"]
+    assert {(p.job_type, p.beside): p.speed for p in told} == read_pairs(small)["old"]
     assert (window_ns, noise) == (30 * NS_PER_S, 0.1)
     for seed in range(20):
-        part = {(p.workload, p.beside) for p in start_of(f"{small}?start=old&hidden=0.5", seed)[0]}
+        part = {(p.job_type, p.beside) for p in start_of(f"{small}?start=old&hidden=0.5", seed)[0]}
         assert (("x", "y") in part) == (("y", "x") in part)
     assert start_of(f"{small}?start=old&hidden=1", 0)[0] == ()
 

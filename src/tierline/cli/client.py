@@ -61,7 +61,7 @@ class JobRequest:
     speedup: tuple[tuple[int, float], ...] = ()
     type_speed: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Param] = field(default_factory=dict)
-    workload: str = ""
+    job_type: str = ""
     sm_util: float = 0.0
     bw_util: float = 0.0
     shareable: bool = True

@@ -21,9 +21,9 @@ GpuMemory = Annotated[
     str, typer.Option("--gpu-memory", metavar="SIZE", help="Per GPU, as in 24G.", rich_help_panel=RESOURCES)
 ]
 SHARING = "Sharing a device (where `tierline up --share`)"
-Workload = Annotated[
+JobType = Annotated[
     str,
-    typer.Option("--workload", metavar="NAME", help="The measured kind of job that it is.", rich_help_panel=SHARING),
+    typer.Option("--job-type", metavar="NAME", help="The measured type of job that it is.", rich_help_panel=SHARING),
 ]
 SmUtil = Annotated[
     float,

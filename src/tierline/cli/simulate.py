@@ -72,7 +72,7 @@ def jobs(
         str,
         typer.Option(
             metavar="FILE",
-            help="Measured pairs: jobs get their kinds, --share its truth; ?start=p100&hidden=0&window=60&noise=0.05.",
+            help="Measured pairs: jobs get their types, --share its truth; ?start=p100&hidden=0&window=60&noise=0.05.",
         ),
     ] = "",
     share: Annotated[bool, typer.Option("--share", help="Two jobs may use one device; needs --pairs.")] = False,

@@ -109,7 +109,7 @@ class JobExited:
 
 @dataclass(frozen=True, slots=True)
 class PairsMeasured:
-    """How fast kinds of jobs run beside each other, as measured before this run: what predictions start from."""
+    """How fast types of jobs run beside each other, as measured before this run: what predictions start from."""
 
     pairs: tuple[PairSpeed, ...]
 

@@ -64,7 +64,7 @@ class Job:
     `speedup` holds measured points (gpus, speed relative to `min_gpus`); `type_speed` measured speeds per GPU type
     relative to the slowest (absent = 1.0). `params` are the hyperparameters of a trial.
 
-    For sharing a device with another job: `workload` names a measured kind of job ("" = none), `sm_util` and `bw_util`
+    For sharing a device with another job: `job_type` names a measured type of job ("" = none), `sm_util` and `bw_util`
     are the shares of a device's compute and memory bandwidth that the job uses when alone (0.0 = not known), and
     `shareable` False keeps its devices to itself. All four matter only where sharing was switched on.
     """
@@ -93,7 +93,7 @@ class Job:
     speedup: tuple[tuple[int, float], ...] = ()
     type_speed: tuple[tuple[str, float], ...] = ()
     params: tuple[tuple[str, float | int | str | bool], ...] = ()
-    workload: str = ""
+    job_type: str = ""
     sm_util: float = 0.0
     bw_util: float = 0.0
     shareable: bool = True
@@ -131,11 +131,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class PairSpeed:
-    """A measured pair: a job of kind `workload` runs at `speed` (0..1, of its speed alone) on a device that one of kind
+    """A measured pair: a job of type `job_type` runs at `speed` (0..1, of its speed alone) on a device that one of type
     `beside` uses too. 0.0 = the two do not fit together. `gpu_type` "" = any type without a measurement of its own."""
 
     gpu_type: str
-    workload: str
+    job_type: str
     beside: str
     speed: float
 

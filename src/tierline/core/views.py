@@ -94,15 +94,15 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class SharingView:
-    """Who uses devices together, and how fast kinds of jobs run beside each other (`perf/interference.py`).
+    """Who uses devices together, and how fast types of jobs run beside each other (`perf/interference.py`).
 
-    `kind` (J): index into the axes of `speed`, −1 = nothing is known of it, so nothing is predicted. `speed` (T × K × K):
-    `speed[t, a, b]` of kind a beside kind b on type t, relative to alone; NaN = not known. `open_gpus` (J): devices the
+    `job_type` (J): index into the axes of `speed`, −1 = nothing is known of it, so nothing is predicted. `speed` (T × K × K):
+    `speed[t, a, b]` of job type a beside b on GPU type t, relative to alone; NaN = not known. `open_gpus` (J): devices the
     job holds that a second job may use too. `pairs` (P × 3): (host row, guest row, devices they share); a host was on the
     devices first. `memory_bytes` (J): declared per device; `device_memory_bytes` (T): least of the type, 0 = not known.
     """
 
-    kind: Ints
+    job_type: Ints
     speed: Floats
     open_gpus: Ints
     shareable: Bools

@@ -77,7 +77,7 @@ class Workload:
 
     `gpus`: devices the load was scaled for. `normalisers` has one entry per sweep, in the order of `sweeps`.
     `recipe` is a frozen dataclass of every parameter; the same recipe always gives the same `hash`. `pair_speed`: true
-    speed (0..1 of alone) of a job of the first measured kind on a device that one of the second kind uses too.
+    speed (0..1 of alone) of a job of the first measured type on a device that one of the second type uses too.
     """
 
     name: str

@@ -34,7 +34,7 @@ def sharing_view(s: JobTierState) -> SharingView:
         pair = s.jobs[pool.owner[device_id]].row, s.jobs[guest].row
         counts[pair] = counts.get(pair, 0) + 1
     return SharingView(
-        kind=_frozen(table.ints("kind")[:n]),
+        job_type=_frozen(table.ints("job_type")[:n]),
         speed=s.interference.speeds(pool.gpu_types),
         open_gpus=open_gpus,
         shareable=table.bools("shareable")[:n].copy(),
@@ -90,13 +90,13 @@ def discount_ns(s: JobTierState, record: JobRecord, now_ns: int) -> int:
 
 def see(s: JobTierState, record: JobRecord, with_jobs: Sequence[str], speed: float) -> None:
     """A slowdown was seen. Of several partners the one believed to slow the job most is held to account."""
-    kinds = s.table.ints("kind")
+    types = s.table.ints("job_type")
     others = [s.jobs[j].row for j in with_jobs if j in s.jobs and s.jobs[j].row >= 0]
-    mine, known = int(kinds[record.row]), [int(kinds[row]) for row in others if kinds[row] >= 0]
+    mine, known = int(types[record.row]), [int(types[row]) for row in others if types[row] >= 0]
     if mine < 0 or not known:
         return
     gpu_type = s.pool.gpu_types[s.table.ints("gpu_type")[record.row]]
-    worst = min(known, key=lambda kind: np.nan_to_num(s.interference.speed(gpu_type, mine, kind), nan=1.0))
+    worst = min(known, key=lambda other: np.nan_to_num(s.interference.speed(gpu_type, mine, other), nan=1.0))
     s.interference.see(gpu_type, mine, worst, speed)
 
 

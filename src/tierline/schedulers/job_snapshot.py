@@ -69,7 +69,7 @@ def load(s: JobTierState, policy: JobPolicy, state: dict[str, Any]) -> None:
     s.table.set_types(len(s.pool.gpu_types), ())
     for job_id in state["table_ids"]:
         job = s.jobs[job_id].job
-        s.table.append(job, 0, s.users[job.user], 0, s.type_speed(job), s.interference.kind(job))
+        s.table.append(job, 0, s.users[job.user], 0, s.type_speed(job), s.interference.index(job))
     columns = {name: base64.b64decode(text) for name, text in state["table"].items()}
     s.table.load_columns({name: np.frombuffer(raw, np.uint8) for name, raw in columns.items()})
     for name in ("shares", "dependents", "deadlines", "timers", "price"):

@@ -75,9 +75,9 @@ class JobTierState:
         if row < 0 or not table.ints("shared")[row]:
             return 1.0
         gpu_type = self.pool.gpu_types[table.ints("gpu_type")[row]]
-        kinds = table.ints("kind")
+        types = table.ints("job_type")
         others = (self.jobs[job_id].row for job_id in self.pool.partners(record.job.job_id, record.device_ids))
-        speeds = (self.interference.speed(gpu_type, int(kinds[row]), int(kinds[other])) for other in others)
+        speeds = (self.interference.speed(gpu_type, int(types[row]), int(types[other])) for other in others)
         return min((max(s, 0.01) for s in speeds if not np.isnan(s)), default=1.0)
 
     def reweigh(self, by: FairBy) -> None:

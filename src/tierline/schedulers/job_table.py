@@ -20,7 +20,7 @@ _INTS = (
     "arrival_ns", "queued_ns", "started_ns", "attained_gpu_ns", "min_gpus", "max_gpus", "gpus", "gpu_type",
     "priority", "deadline_ns", "user", "sweep", "step", "total_steps", "reports", "restarts",
 )  # fmt: skip
-_SHARING = ("kind", "memory_bytes", "shared", "shared_ns")  # kept here, shown in `SharingView`
+_SHARING = ("job_type", "memory_bytes", "shared", "shared_ns")  # kept here, shown in `SharingView`
 _BOOLS = ("live", "eligible", "running", "preemptible", "shareable")
 _FLOATS = ("weight", "bid")
 
@@ -57,7 +57,7 @@ class JobTable:
     def type_speed(self) -> Floats:
         return self._type_speed
 
-    def append(self, job: Job, now_ns: int, user: int, sweep: int, type_speed: Floats, kind: int = -1) -> int:
+    def append(self, job: Job, now_ns: int, user: int, sweep: int, type_speed: Floats, job_type: int = -1) -> int:
         """Add a job; returns its row."""
         row = len(self.ids)
         if row == self._capacity:
@@ -68,7 +68,7 @@ class JobTable:
         fresh = {
             "arrival_ns": now_ns, "queued_ns": now_ns, "min_gpus": job.min_gpus, "max_gpus": job.max_gpus,
             "gpu_type": -1, "priority": job.priority, "deadline_ns": job.deadline_ns, "user": user, "sweep": sweep,
-            "step": -1, "total_steps": job.total_steps, "kind": kind, "memory_bytes": job.gpu_memory_bytes,
+            "step": -1, "total_steps": job.total_steps, "job_type": job_type, "memory_bytes": job.gpu_memory_bytes,
         }  # fmt: skip
         for name, column in self._int.items():
             column[row] = fresh.get(name, 0)

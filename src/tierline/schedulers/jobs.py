@@ -167,8 +167,8 @@ class JobScheduler:
         job = event.job
         user = self._state.users.setdefault(job.user, len(self._state.users))
         sweep = self._state.sweep_row(job.sweep or f"job:{job.job_id}")
-        kind = self._state.interference.kind(job)
-        row = self._state.table.append(job, now_ns, user, sweep, self._state.type_speed(job), kind)
+        job_type = self._state.interference.index(job)
+        row = self._state.table.append(job, now_ns, user, sweep, self._state.type_speed(job), job_type)
         self._state.bank.append(sweep, job.total_steps, job.params, job.kind)
         record = JobRecord(job, now_ns, row, Phase.WAITING)
         self._state.jobs[job.job_id] = record

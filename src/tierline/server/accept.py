@@ -62,7 +62,7 @@ def job_of(request: JobRequest, job_id: str, who: Principal) -> Job:
         speedup=tuple(request.speedup),
         type_speed=tuple(sorted(request.type_speed.items())),
         params=tuple(request.params.items()),
-        workload=request.workload,
+        job_type=request.job_type,
         sm_util=request.sm_util,
         bw_util=request.bw_util,
         shareable=request.shareable and max_gpus == 1,  # a job has one arbiter, which is that of one device

@@ -55,7 +55,7 @@ class JobRequest(BaseModel):
     speedup: list[tuple[Annotated[int, Field(ge=1, le=1_000_000)], Speed]] = []
     type_speed: dict[str, Speed] = {}
     params: dict[str, Param] = {}
-    workload: Annotated[str, Field(max_length=200)] = ""
+    job_type: Annotated[str, Field(max_length=200)] = ""
     sm_util: float = Field(0.0, ge=0, le=1)
     bw_util: float = Field(0.0, ge=0, le=1)
     shareable: bool = True

@@ -20,11 +20,11 @@ from tierline.policies.jobs.packing import GainPacking
 from tierline.schedulers.jobs import JobScheduler
 from tierline.testing.jobs import FakeCluster, node
 
-KINDS = ("light", "heavy", "huge")
+TYPES = ("light", "heavy", "huge")
 PAIRS = tuple(
     PairSpeed("", one, other, {"light": 0.95, "heavy": 0.6}[one] if "huge" not in (one, other) else 0.0)
-    for one in KINDS
-    for other in KINDS
+    for one in TYPES
+    for other in TYPES
     if one != "huge"
 )
 """Measured pairs for tests: light and heavy jobs may share, and huge ones fit with nobody."""
@@ -32,7 +32,7 @@ PAIRS = tuple(
 
 def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30, packing: Packing | None = None) -> FakeCluster:
     """A cluster in the middle of some random life: gangs, elastic jobs, two GPU types, reports, ends, a lost node. With
-    `packing` jobs of several kinds share devices, and slowdowns are seen."""
+    `packing` jobs of several types share devices, and slowdowns are seen."""
     rng = random.Random(seed)
     nodes = [node("a", 4, "v100"), node("b", 2, "h200"), node("c", 2, "v100")]
     cluster = FakeCluster(policy, nodes, packing=packing)
@@ -54,7 +54,7 @@ def busy_cluster(policy: JobPolicy, seed: int, jobs: int = 30, packing: Packing 
                     priority=rng.choice([0, 0, 1]),
                     preemptible=rng.random() < 0.8,
                     params=(("lr", rng.random()),),
-                    workload="" if packing is None else rng.choice(["", *KINDS, "light"]),
+                    job_type="" if packing is None else rng.choice(["", *TYPES, "light"]),
                     shareable=packing is None or rng.random() < 0.9,
                 )
             )

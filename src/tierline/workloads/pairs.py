@@ -1,8 +1,8 @@
 """Measured pairs of jobs on one device: `FILE?option=value&…` in the form of Gavel's simulation throughputs.
 
-The file (stanford-futuredata/gavel, MIT): GPU type -> "('kind', scale)" -> "null" (steps per second alone), or another such
-key -> [steps per second of the one, of the other] side by side. Read here: kinds on one GPU (scale 1), as speeds relative to
-alone, clipped to 1. [0, 0] says that the two did not run together: they do not fit.
+The file (stanford-futuredata/gavel, MIT): GPU type -> "('job type', scale)" -> "null" (steps per second alone), or another
+such key -> [steps per second of the one, of the other] side by side. Read here: types on one GPU (scale 1), as
+speeds relative to alone, clipped to 1. [0, 0] says that the two did not run together: they do not fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PairOptions:
 
 
 def read_pairs(path: Path) -> dict[str, dict[tuple[str, str], float]]:
-    """GPU type -> (kind, kind beside it) -> speed of the first. Raises NotFound or InvalidInput."""
+    """GPU type -> (job type, the one beside it) -> speed of the first. Raises NotFound or InvalidInput."""
     if not path.is_file():
         raise NotFound(f"--pairs needs a file with measured pairs, and there is none at '{path}'.")
     try:
@@ -49,13 +49,13 @@ def read_pairs(path: Path) -> dict[str, dict[tuple[str, str], float]]:
 
 def _one_type(table: dict[str, Any]) -> dict[tuple[str, str], float]:
     single = {ast.literal_eval(key)[0]: row for key, row in table.items() if ast.literal_eval(key)[1] == 1}
-    alone = {kind: float(row["null"]) for kind, row in single.items() if row["null"] > 0}
+    alone = {job_type: float(row["null"]) for job_type, row in single.items() if row["null"] > 0}
     speeds = {}
-    for kind, row in single.items():
+    for job_type, row in single.items():
         for key, both in row.items():
             beside, scale = ast.literal_eval(key) if key != "null" else ("", 0)
-            if scale == 1 and kind in alone and beside in alone:
-                speeds[kind, beside] = round(min(float(both[0]) / alone[kind], 1.0), 9)
+            if scale == 1 and job_type in alone and beside in alone:
+                speeds[job_type, beside] = round(min(float(both[0]) / alone[job_type], 1.0), 9)
     return speeds
 
 
@@ -67,7 +67,7 @@ def table_of(tables: Mapping[str, Speeds], gpu_type: str) -> Speeds:
 
 def pair_speeds(gpu_type: str, speeds: Speeds) -> tuple[PairSpeed, ...]:
     """As an event carries them."""
-    return tuple(PairSpeed(gpu_type, kind, beside, speed) for (kind, beside), speed in sorted(speeds.items()))
+    return tuple(PairSpeed(gpu_type, job_type, beside, speed) for (job_type, beside), speed in sorted(speeds.items()))
 
 
 def parse(source: str) -> tuple[Path, PairOptions]:
@@ -80,13 +80,13 @@ def parse(source: str) -> tuple[Path, PairOptions]:
 
 
 def with_pairs(workload: Workload, source: str, seed: int) -> Workload:
-    """The workload with a measured kind for every job that names none, drawn by the seed, and the true pair speeds."""
+    """The workload with a measured type for every job that names none, drawn by the seed, and the true pair speeds."""
     path, options = parse(source)
     truth = table_of(read_pairs(path), options.truth)
-    kinds = sorted({kind for kind, _ in truth})
-    drawn = generator("pairs", seed).integers(len(kinds), size=len(workload.entries))
+    types = sorted({job_type for job_type, _ in truth})
+    drawn = generator("pairs", seed).integers(len(types), size=len(workload.entries))
     entries = tuple(
-        entry if entry.job.workload else replace(entry, job=replace(entry.job, workload=kinds[number]))
+        entry if entry.job.job_type else replace(entry, job=replace(entry.job, job_type=types[number]))
         for entry, number in zip(workload.entries, drawn.tolist(), strict=True)
     )
     return replace(workload, entries=entries, pair_speed=truth)

@@ -208,7 +208,7 @@ def test_two_jobs_on_one_declared_device_through_local_the_interposer_and_back(s
     program = str(fake_folder() / "fake-program")
 
     def job(job_id: str, name: str) -> Job:
-        site.jobs[job_id] = Job(job_id, argv=(program, name, "--quiet"), env=env, workload=name, grace_ns=2 * SECOND)
+        site.jobs[job_id] = Job(job_id, argv=(program, name, "--quiet"), env=env, job_type=name, grace_ns=2 * SECOND)
         return site.jobs[job_id]
 
     driver.submit([NodeJoined(Node("local", (Device("cpu0", "cpu"),)))])

@@ -322,8 +322,8 @@ class SimBackend:
             self._change_speed(user, now)
 
     def _speed_beside(self, one: _Attempt, other: _Attempt) -> float:
-        kinds = one.course.job.workload, other.course.job.workload
-        return max(self._workload.pair_speed.get(kinds, UNKNOWN_PAIR), STALLED)
+        types = one.course.job.job_type, other.course.job.job_type
+        return max(self._workload.pair_speed.get(types, UNKNOWN_PAIR), STALLED)
 
     def _change_speed(self, attempt: _Attempt, now: int) -> None:
         """Who shares its devices has changed: what it did so far becomes a segment, and the rest is planned anew."""

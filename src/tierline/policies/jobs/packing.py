@@ -101,10 +101,10 @@ class _Round:
 
     def _speeds(self, row: int, hosts: Ints) -> tuple[Floats, Floats]:
         """(speed of the job beside each host, speed of each host beside it); NaN = not known."""
-        kind, types, speed = self.sharing.kind, self.gpu_type[hosts], self.sharing.speed
-        known = (kind[hosts] >= 0) & (kind[row] >= 0)
-        mine = np.where(known, speed[types, kind[row], kind[hosts]], np.nan)
-        return mine, np.where(known, speed[types, kind[hosts], kind[row]], np.nan)
+        of, types, speed = self.sharing.job_type, self.gpu_type[hosts], self.sharing.speed
+        known = (of[hosts] >= 0) & (of[row] >= 0)
+        mine = np.where(known, speed[types, of[row], of[hosts]], np.nan)
+        return mine, np.where(known, speed[types, of[hosts], of[row]], np.nan)
 
     def _value(self, rows: Ints | int, types: Ints | int, gpus: Ints | int) -> Floats:
         """Value per second of these jobs on so many devices at full speed."""
@@ -174,7 +174,7 @@ class _Round:
     def packs(self) -> Iterator[Grant]:
         """Waiting jobs, in the policy's order, each onto the place where it gains most."""
         jobs, sharing = self.view.jobs, self.sharing
-        waits = jobs.eligible & ~jobs.running & jobs.preemptible & sharing.shareable & (sharing.kind >= 0)
+        waits = jobs.eligible & ~jobs.running & jobs.preemptible & sharing.shareable & (sharing.job_type >= 0)
         refused = self.plan.refused
         order = np.flatnonzero(waits) if refused is None else refused[waits[refused]]
         hosts = np.flatnonzero(self.open > 0)
@@ -183,7 +183,7 @@ class _Round:
         asked = self._ask() if self.bids and self.view.may_preempt else None
         for row in dict.fromkeys(order.tolist()):
             alike = (
-                int(sharing.kind[row]), int(jobs.min_gpus[row]), int(sharing.memory_bytes[row]), int(jobs.priority[row]),
+                int(sharing.job_type[row]), int(jobs.min_gpus[row]), int(sharing.memory_bytes[row]), int(jobs.priority[row]),
                 bool(jobs.attained_gpu_ns[row] > 0), jobs.type_speed[row].tobytes(),
             )  # fmt: skip
             if row in self._settled or self.unit[row] <= failed.get(alike, -np.inf):
