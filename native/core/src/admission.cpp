@@ -71,9 +71,9 @@ Ticket let_go(Region& region, int client_slot, int stream_slot, int row, const D
     const std::uint64_t key = row >= 0 ? region.kernels[row].key : 0;
     const std::uint64_t seq = ++stream.launched;
     if (client.priority == Priority::best_effort) {
-        cast_shadow(region, row, stream.queued_ns, demand.duration_ns, now_ns);
+        cast_shadow(region, stream_slot, seq, row, stream.queued_ns, demand.duration_ns, now_ns);
     }
-    push(region, stream_slot, {seq, key, demand, now_ns, row, accompanied ? 1 : 0});
+    push(region, stream_slot, {seq, now_ns, demand, row, accompanied ? 1 : 0});
     update_starvation(client, now_ns);
     client.peak_so_far = larger(client.peak_so_far, demand);
     stream.untracked = track || learn ? 0 : stream.untracked + 1;
@@ -155,13 +155,13 @@ void Admission::look(Nanoseconds now_ns) {
         --left;
         if (client.priority != Priority::high) continue;
         high_joined = true;
+        if (client.iteration_ns > 0 && (iteration_ns == 0 || client.iteration_ns < iteration_ns)) {
+            iteration_ns = client.iteration_ns;
+        }
         if (!in_iteration(client, now_ns)) continue;
         high_active = true;
         if (!is_active(client) && client.waiting == 0) {
             region.next_look_ns = std::min(region.next_look_ns, client.last_done_ns + kHostGap);
-        }
-        if (client.iteration_ns > 0 && (iteration_ns == 0 || client.iteration_ns < iteration_ns)) {
-            iteration_ns = client.iteration_ns;
         }
     }
     credit_idle(region, high_active, now_ns);
@@ -172,7 +172,8 @@ void Admission::look(Nanoseconds now_ns) {
     }
     scene.view = {now_ns,  &config, region.clients.data(), scene.heads.data(), heads,
                   scene.running.data(), running, high_active, budget_ns, best_effort_ns,
-                  high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.kernels.data(),
+                  iteration_ns, high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.losses.balance_ns,
+                  region.kernels.data(),
                   &region.next_look_ns};
 }
 
@@ -188,7 +189,7 @@ Reason limits_hold(const Region& region, const Head& head) {
     return Reason::fits;
 }
 
-// Whom a waiting launch waits for: the client with most of the device, else the one that waits longest.
+// Whom a waiting launch waits for: the client with most of the device, else one of high priority that may want it.
 int blame(const Region& region, int client) {
     int worst = -1;
     std::int64_t most = -1;
@@ -201,6 +202,11 @@ int blame(const Region& region, int client) {
             worst = stream.client;
         }
     });
+    for (int slot = 0, left = region.clients_joined; worst < 0 && left > 0 && slot < kMaxClients; ++slot) {
+        if (region.clients[slot].state != 1) continue;
+        --left;
+        if (slot != client && region.clients[slot].priority == Priority::high) worst = slot;
+    }
     return worst;
 }
 
@@ -256,6 +262,7 @@ void Admission::leave(int slot, Nanoseconds now_ns) {
         Stream& stream = region_.streams[index];
         if (stream.client != slot) continue;
         if (stream.count > 0) pop(region_, index, stream.launched, now_ns);
+        lift_shadows(region_, index, stream.launched, now_ns);
         stream.client = -1;
     }
     update_starvation(client, now_ns);
@@ -307,6 +314,9 @@ Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     Ticket ticket;
     if (request.exempt || request.stream < 0) {
         ++(request.exempt ? statistics.bypassed : statistics.overflowed);
+        if (client.priority == Priority::best_effort) {
+            cast_shadow(region_, -1, 0, request.kernel, 0, demand_of(region_, request.kernel).duration_ns, now_ns);
+        }
         ticket.reason = request.exempt ? Reason::bypassed : Reason::overflowed;
         return ticket;
     }
@@ -330,8 +340,10 @@ Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     }
     if (client.priority == Priority::high && high_priority_never_waits(config)) {
         ++statistics.at_once;
+        // Nothing new is let in beside what is unknown, so sooner or later it runs by itself and can be timed.
+        const bool learn = !known && !others_active(region_, request.client);
         return let_go(region_, request.client, request.stream, request.kernel, demand, Reason::never_waits, false,
-                      false, now_ns);
+                      learn, now_ns);
     }
     int slot = 0;
     while (slot < kMaxWaiters && region_.waiters[slot].state != 0) ++slot;
@@ -366,7 +378,8 @@ bool Admission::completed(int slot, std::uint64_t seq, Nanoseconds now_ns) {
     if (stream.client < 0 || stream.count == 0) return false;
     Client& client = region_.clients[stream.client];
     const Demand own = queued_at(stream, 0).demand;
-    const std::uint64_t key = queued_at(stream, 0).key;
+    const int row = queued_at(stream, 0).kernel;
+    const std::uint64_t key = row >= 0 ? region_.kernels[row].key : 0;
     const Ended ended = pop(region_, slot, seq, now_ns);
     if (ended.count == 0) return false;
     update_starvation(client, now_ns);
@@ -375,7 +388,11 @@ bool Admission::completed(int slot, std::uint64_t seq, Nanoseconds now_ns) {
         client.statistics.observed_busy_ns += ended.observed_ns;
     }
     if (ended.company != 0) client.statistics.corun_ns += ended.observed_ns;
-    if (client.priority == Priority::high) charge_losses(region_, client, ended, now_ns);
+    if (client.priority == Priority::high) {
+        charge_losses(region_, client, ended, now_ns);
+    } else {
+        lift_shadows(region_, slot, stream.done, now_ns);
+    }
     correct(region_, ended, own, slot);
     write_trace(region_, 3, stream.client, slot, key, Reason::none, now_ns);
     update_contention(region_);

@@ -9,6 +9,8 @@ namespace {
 constexpr int kExact = 8;  // heads up to which all sets are looked at
 constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
 constexpr Nanoseconds kPatience = 100 * kMicrosecond;
+constexpr int kIdleDebt = 10;  // times what may be spent at once: the idle device is given away as long as that is not overdrawn
+constexpr double kMostIterations = 2.0;  // one launch must not cost high priority more than this many of its iterations
 constexpr Nanoseconds kLookAgain = 100 * kMicrosecond;  // while best effort is held between iterations
 constexpr int kDrift = 8;  // predictions are trusted to an eighth of the time since they were checked
 
@@ -77,6 +79,7 @@ public:
                     best_worth = worth;
                 }
             }
+            if (best == 0) best = spare();
             // While a high-priority launch finds no room, nothing new may take what it waits for.
             if (best_worth < kUrgent && urgent_waits_) return hold_for_urgent();
             for (int index = 0; index < count_; ++index) {
@@ -127,13 +130,12 @@ private:
             return view_.high_priority_active &&
                    view_.best_effort_in_flight_ns + head.demand.duration_ns > view_.budget_ns;
         }
-        if (!view_.high_priority_active) {
-            *view_.next_look_ns = std::min(*view_.next_look_ns, view_.now_ns + kLookAgain);
-            return view_.may_cost_ns < -view_.may_cost_most_ns;
-        }
         const double harm = head.kernel >= 0 ? view_.kernels[head.kernel].harm : 1.0;
-        const auto cost_ns = static_cast<Nanoseconds>(harm * double(head.demand.duration_ns));
-        return cost_ns > view_.may_cost_ns;
+        const double cost_ns = harm * double(head.demand.duration_ns);
+        if (view_.high_priority_active) return cost_ns > double(view_.may_cost_ns);
+        *view_.next_look_ns = std::min(*view_.next_look_ns, view_.now_ns + kLookAgain);
+        const bool hopeless = view_.iteration_ns > 0 && cost_ns > kMostIterations * double(view_.iteration_ns);
+        return hopeless || view_.balance_ns < -kIdleDebt * view_.may_cost_most_ns;
     }
 
     bool fits(const Sums& added, Nanoseconds horizon_ns) const {
@@ -164,6 +166,23 @@ private:
         if (client >= 0) return worth;  // nobody else is on the device: a client is not gated by itself
         if (any_unknown || !fits(added, longest_ns)) return 0.0;
         return worth;
+    }
+
+    // Latency mode: what fits nowhere beside busy high-priority work may go by itself, once it has waited, if the account
+    // of what best effort costs covers it. 0 or a set of one.
+    std::uint32_t spare() const {
+        if (view_.config->mode == Mode::strict || !view_.high_priority_active || unknown_runs_) return 0;
+        for (int index = 0; index < count_; ++index) {
+            const Head& head = view_.heads[candidates_[index].head];
+            if (candidates_[index].alone || head.priority == Priority::high) continue;
+            const Nanoseconds patient_until_ns = head.waiting_since_ns + kPatience / 10 + head.demand.duration_ns;
+            if (view_.now_ns < patient_until_ns) {
+                *view_.next_look_ns = std::min(*view_.next_look_ns, patient_until_ns);
+                continue;
+            }
+            return 1u << index;  // `costs_too_much` has let it through
+        }
+        return 0;
     }
 
     // Beyond eight heads: the most worthy first, among equals the one that leaves both sums most alike.
@@ -217,7 +236,12 @@ private:
         }
     }
 
-    void admit(const Candidate& candidate) { verdicts_.reason[candidate.head] = Reason::fits; }
+    void admit(const Candidate& candidate) {
+        const Head& head = view_.heads[candidate.head];
+        const bool within = sole_client_ == -1 || sole_client_ == head.client ||
+                            fits(candidate.added, head.demand.duration_ns);
+        verdicts_.reason[candidate.head] = within ? Reason::fits : Reason::spared;
+    }
 
     // Those that were not chosen: which of the sums keeps them out.
     void explain() {

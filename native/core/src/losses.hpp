@@ -7,12 +7,15 @@ namespace tierline {
 
 constexpr double kHarmAtFirst = 0.25;
 
-// A best-effort launch was admitted; it runs behind `backlog_ns` of its own stream.
-void cast_shadow(Region& region, int kernel, Nanoseconds backlog_ns, Nanoseconds duration_ns, Nanoseconds now_ns);
+// A best-effort launch was admitted; it runs behind `backlog_ns` of its own stream. `stream` -1: its end will not be seen.
+void cast_shadow(Region& region, int stream, std::uint64_t seq, int kernel, Nanoseconds backlog_ns,
+                 Nanoseconds duration_ns, Nanoseconds now_ns);
 
-// High-priority work ended. What it took beyond its prediction is charged to the account, and to the best-effort kernels
-// that ran meanwhile (normalised least mean squares: each has a rate of harm, the sum of rate × time beside it is to
-// equal the loss seen).
+// The best-effort launches of the stream up to `seq` have ended.
+void lift_shadows(Region& region, int stream, std::uint64_t seq, Nanoseconds now_ns);
+
+// High-priority work ended. What it took beyond its prediction is charged to the account, and to the best-effort launches
+// that ran meanwhile, by the time they did. From what a launch was charged in all its kernel's rate of harm is learnt.
 void charge_losses(Region& region, Client& client, const Ended& ended, Nanoseconds now_ns);
 
 // Credits time in which high priority had no work.

@@ -38,7 +38,9 @@ void decide_sequential(const View& view, std::byte*, Verdicts& verdicts) {
         if (head.client != owner || (gives_way && view.running_count > 0)) {
             verdicts.reason[index] = Reason::turn;
         } else {
-            verdicts.reason[index] = is_deep_enough(view, head) ? Reason::depth : Reason::fits;
+            // High priority gives way to nobody here, so it may launch as far ahead as it likes.
+            const bool deep = head.priority == Priority::best_effort && is_deep_enough(view, head);
+            verdicts.reason[index] = deep ? Reason::depth : Reason::fits;
         }
     }
 }

@@ -34,6 +34,7 @@ void prepare(Region& region, const Config& config, bool shared, std::int32_t man
     region.config = config;
     region.created_ns = now_ns;
     region.next_look_ns = std::numeric_limits<Nanoseconds>::max();
+    for (Shadow& shadow : region.losses.shadows) shadow.kernel = -1;
     // Last, so that a region that is still being made is never taken for a whole one.
     __atomic_store_n(&region.magic, kMagic, __ATOMIC_RELEASE);
 }

@@ -64,6 +64,7 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     Nanoseconds clock_ns = stream.last_done_ns;  // where the stream would be if all took their predicted time
     Nanoseconds idle_ns = 0;
     bool merged = false;
+    bool peak_left = false;  // what ended was among the largest: the others have to be looked at
     while (stream.count > 0 && queued_at(stream, 0).seq <= seq) {
         const Queued& head = queued_at(stream, 0);
         if (ended.count == 0) {
@@ -78,6 +79,8 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
         ended.clear = ended.clear && head.demand.duration_ns > 0;
         ended.company = std::max(ended.company, head.company);
         merged = merged || head.kernel < 0;
+        peak_left = peak_left || head.demand.sm_ppm == stream.peak.sm_ppm ||
+                    head.demand.bw_ppm == stream.peak.bw_ppm || head.demand.sm_blocks == stream.peak.sm_blocks;
         ++ended.count;
         stream.first = (stream.first + 1) % kQueue;
         --stream.count;
@@ -90,9 +93,10 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     client.last_done_ns = now_ns;
     stream.queued_ns -= ended.predicted_ns;
     client.in_flight_ns -= ended.predicted_ns;
-    Demand peak;
-    for (std::uint32_t index = 0; index < stream.count; ++index) {
-        peak = larger(peak, queued_at(stream, index).demand);
+    Demand peak = stream.peak;
+    if (peak_left || stream.count == 0) {
+        peak = {};
+        for (std::uint32_t index = 0; index < stream.count; ++index) peak = larger(peak, queued_at(stream, index).demand);
     }
     add_to_sums(region, client, peak.sm_ppm - stream.peak.sm_ppm, peak.bw_ppm - stream.peak.bw_ppm);
     stream.peak = peak;

@@ -42,9 +42,11 @@ struct View {
     bool high_priority_active;      // some high-priority client has work in flight, waits, or is within an iteration
     Nanoseconds budget_ns;          // how much best-effort work may be in flight beside high-priority work
     Nanoseconds best_effort_in_flight_ns;
+    Nanoseconds iteration_ns;       // the shortest of the high-priority clients, 0 = unknown
     bool high_priority_joined;      // best effort is not by itself even while nothing else is in flight
     Nanoseconds may_cost_ns;        // high-priority time that best effort may still cost, less what is in flight
     Nanoseconds may_cost_most_ns;   // and at once
+    Nanoseconds balance_ns;         // of the account, what is in flight not counted
     const Kernel* kernels;          // the table
     Nanoseconds* next_look_ns;      // the policy may ask to be called again at that time
 };

@@ -14,10 +14,10 @@
 namespace tierline {
 
 constexpr int kMaxClients = 64;
-constexpr int kMaxStreams = 1024;
+constexpr int kMaxStreams = 256;
 constexpr int kMaxWaiters = 256;
 constexpr int kMaxKernels = 4096;   // keys in the profile table, a power of two
-constexpr int kQueue = 32;          // launches remembered one by one per stream; older ones merge into one entry
+constexpr int kQueue = 1024;        // launches remembered one by one per stream, as many as drivers take ahead; more merge into the newest
 constexpr int kWaitBuckets = 40;    // bucket b counts waits of [2^b, 2^(b+1)) ns
 constexpr int kTrace = 1 << 15;     // newest changes of the running set
 constexpr std::uint64_t kMagic = 0x314e4c5245495400ULL;  // "\0TIERLN1"
@@ -26,11 +26,10 @@ constexpr std::uint32_t kVersion = 1;
 // One admitted launch that has not ended. Invariant: sequence numbers grow along a queue.
 struct Queued {
     std::uint64_t seq;
-    std::uint64_t key;
-    Demand demand;
     Nanoseconds admitted_ns;
-    std::int32_t kernel;  // row in the profile table, -1 = none
-    std::int32_t company; // 1: other clients had work when it was admitted, 2: they came later, 0: it had none
+    Demand demand;
+    std::int32_t kernel;   // row in the profile table, -1 = none
+    std::int32_t company;  // 1: other clients had work when it was admitted, 2: they came later, 0: it had none
 };
 
 struct Stream {
@@ -142,11 +141,16 @@ struct Kernel {
     double harm;                   // high-priority time lost per time of this kernel beside it, learnt
 };
 
-// A best-effort launch as it bears on high priority: about when it runs, by prediction.
+// A best-effort launch as it bears on high priority.
 struct Shadow {
-    Nanoseconds begins_ns;
-    Nanoseconds ends_ns;
-    std::int32_t kernel;
+    Nanoseconds begins_ns;     // at the earliest
+    Nanoseconds ends_ns;       // 0 = has not been seen to end
+    Nanoseconds predicted_ns;  // time alone
+    std::uint64_t seq;
+    std::int32_t stream;       // -1: exempt, its end is not seen
+    std::int32_t kernel;       // -1 = free
+    double lost_ns;            // its part of what high priority lost meanwhile
+    double beside_ns;          // time in which high priority had work
 };
 constexpr int kShadows = 64;
 

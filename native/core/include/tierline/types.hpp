@@ -39,10 +39,10 @@ enum class BoundClass : std::uint8_t { unknown = 0, compute, memory };
 
 // What a kernel uses when it runs alone.
 struct Demand {
-    Ppm sm_ppm = 0;              // share of the SMs' throughput
-    Ppm bw_ppm = 0;              // share of the memory bandwidth
-    std::int32_t sm_blocks = 0;  // SMs it occupies: min(SMs, ceil(blocks / occupancy))
-    Nanoseconds duration_ns = 0; // time alone
+    Ppm sm_ppm = 0;               // share of the SMs' throughput
+    Ppm bw_ppm = 0;               // share of the memory bandwidth
+    std::int32_t sm_blocks = 0;   // SMs it occupies: min(SMs, ceil(blocks / occupancy))
+    Nanoseconds duration_ns = 0;  // time alone
 };
 
 // Why a launch was admitted, or why it waits. Names are in statistics.cpp.
@@ -53,7 +53,7 @@ enum class Reason : std::uint8_t {
     fits,             // the group stays within the limits
     never_waits,      // high priority in latency mode
     ungated,          // the policy lets everything through
-    same_client,      // adds nothing to what its own stream has queued already
+    spared,           // over a limit, but the slowdown it costs high priority is within what is allowed (latency mode)
     forced,           // the longest wait was over
     bypassed,         // exempt: NCCL, cooperative, capture, a dependent launch
     overflowed,       // no room for it in the region: passed through
@@ -88,13 +88,13 @@ struct Config {
     Mode mode = Mode::latency;
     Ppm alpha_ppm = 950'000;              // limit of the sum of sm_ppm: 1 less the profiles' error
     Ppm beta_ppm = 950'000;               // limit of the sum of bw_ppm
-    double slowdown_limit = 1.05;         // predicted, of every high-priority kernel that runs
+    double slowdown_limit = 1.03;         // predicted, of every high-priority kernel that runs
     Nanoseconds budget_ns = 0;            // best-effort work in flight; 0 = budget_share of the high-priority iteration
     double budget_share = 0.025;          // Orion's depth
     std::int32_t depth = 16;              // launches in flight per stream while others have work
     std::int32_t samples_needed = 3;      // before an unknown kernel counts as known
     Nanoseconds drain_after_ns = 20 * kMillisecond;  // a launch older than this has the device drained for it
-    Nanoseconds max_wait_ns = 2 * kSecond;           // then it is forced and counted
+    Nanoseconds max_wait_ns = 10 * kSecond;          // then it is forced and counted
     Nanoseconds resolution_ns = 0;           // how late an end may be noticed (the pollers' period)
     Nanoseconds depth_ns = 20 * kMicrosecond; // work in flight per stream, as predicted, at which the next launch goes
     std::int32_t best_effort_lane_sms = 48;          // policy lanes
