@@ -99,6 +99,10 @@ def request_of(template: list[str], chosen: Mapping[str, Any], name: str) -> Job
         restarts=chosen["restarts"],
         deadline_text=chosen["deadline"],
         env=chosen["env"] or (),
+        job_type=chosen["job_type"],
+        sm_util=chosen["sm_util"],
+        bw_util=chosen["bw_util"],
+        exclusive=chosen["exclusive"],
     )
 
 
@@ -183,6 +187,10 @@ def sweep(
     gpus: options.Gpus = "1",
     gpu_type: options.GpuType = None,
     gpu_memory: options.GpuMemory = "",
+    job_type: options.JobType = "",
+    sm_util: options.SmUtil = 0.0,
+    bw_util: options.BwUtil = 0.0,
+    exclusive: options.Exclusive = False,
     metric: options.Metric = "loss",
     progress: options.ProgressFrom = "report",
     steps: options.Steps = 0,

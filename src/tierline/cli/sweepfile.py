@@ -12,12 +12,12 @@ from tierline.core.errors import InvalidInput, NotFound, UnknownName
 
 # Key -> what it must be. They are the long options with `_` for `-`.
 TEXT: tuple[str, ...] = (
-    "name", "gpus", "gpu_memory", "metric", "progress", "kind", "user", "grace", "deadline",
+    "name", "gpus", "gpu_memory", "job_type", "metric", "progress", "kind", "user", "grace", "deadline",
     "optuna", "sampler", "storage", "study",
 )  # fmt: skip
 COUNT = ("trials", "seed", "steps", "priority", "restarts", "parallel")
-NUMBER = ("chance", "target")
-FLAG = ("hold", "no_preempt")
+NUMBER = ("chance", "target", "sm_util", "bw_util")
+FLAG = ("hold", "no_preempt", "exclusive")
 TEXTS = ("gpu_type", "after")
 TABLES = ("grid", "random", "env")
 KNOWN = ("command", *TEXT, *COUNT, *NUMBER, *FLAG, *TEXTS, *TABLES)
