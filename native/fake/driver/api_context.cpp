@@ -91,8 +91,12 @@ static CUresult primary_release(Entry entry, CUdevice device) {
         return good_device(device) ? release_primary() : CUDA_ERROR_INVALID_DEVICE;
     });
 }
-CUresult cuDevicePrimaryCtxRelease(CUdevice device) { return primary_release(Entry::cuDevicePrimaryCtxRelease, device); }
-CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) { return primary_release(Entry::cuDevicePrimaryCtxRelease_v2, device); }
+CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
+    return primary_release(Entry::cuDevicePrimaryCtxRelease, device);
+}
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+    return primary_release(Entry::cuDevicePrimaryCtxRelease_v2, device);
+}
 
 static CUresult primary_reset(Entry entry, CUdevice device) {
     return call(entry, Need::device, [&](Session&) -> CUresult {
@@ -105,7 +109,9 @@ static CUresult primary_reset(Entry entry, CUdevice device) {
     });
 }
 CUresult cuDevicePrimaryCtxReset(CUdevice device) { return primary_reset(Entry::cuDevicePrimaryCtxReset, device); }
-CUresult cuDevicePrimaryCtxReset_v2(CUdevice device) { return primary_reset(Entry::cuDevicePrimaryCtxReset_v2, device); }
+CUresult cuDevicePrimaryCtxReset_v2(CUdevice device) {
+    return primary_reset(Entry::cuDevicePrimaryCtxReset_v2, device);
+}
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int* flags, int* active) {
     return call(Entry::cuDevicePrimaryCtxGetState, Need::device, [&](Session&) -> CUresult {

@@ -10,9 +10,11 @@ namespace {
 
 void* pointer_of(CUdeviceptr address) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address)); }
 
-CUresult put(Session& session, Stream& stream, void* destination, const void* source, std::size_t bytes, Direction direction) {
+CUresult put(Session& session, Stream& stream, void* destination, const void* source, std::size_t bytes,
+             Direction direction) {
     if (const CUresult result = before_enqueue(stream); result != CUDA_SUCCESS) return result;
-    if (log_enabled()) call_detail().text("stream", stream_text(stream)).number("bytes", static_cast<std::int64_t>(bytes));
+    if (log_enabled())
+        call_detail().text("stream", stream_text(stream)).number("bytes", static_cast<std::int64_t>(bytes));
     if (stream.capture != nullptr) {
         Node* node = capture_node(stream, source != nullptr ? CU_GRAPH_NODE_TYPE_MEMCPY : CU_GRAPH_NODE_TYPE_MEMSET);
         node->destination = destination;
@@ -23,7 +25,8 @@ CUresult put(Session& session, Stream& stream, void* destination, const void* so
     }
     if (source != nullptr) move_bytes(destination, source, bytes);
     if (bytes == 0) return CUDA_SUCCESS;
-    return enqueue(session, stream, [&] { return driver().host.copy(stream.engine, static_cast<std::int64_t>(bytes), direction); });
+    return enqueue(session, stream,
+                   [&] { return driver().host.copy(stream.engine, static_cast<std::int64_t>(bytes), direction); });
 }
 
 CUresult finish(Session& session, const Stream& stream) {
@@ -32,7 +35,8 @@ CUresult finish(Session& session, const Stream& stream) {
     return CUDA_SUCCESS;
 }
 
-CUresult copy(Entry entry, void* destination, const void* source, std::size_t bytes, CUstream handle, bool synchronous) {
+CUresult copy(Entry entry, void* destination, const void* source, std::size_t bytes, CUstream handle,
+              bool synchronous) {
     return call(entry, Need::context, [&](Session& session) -> CUresult {
         if (destination == nullptr || source == nullptr) return bytes == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
         if (synchronous) {
@@ -45,13 +49,14 @@ CUresult copy(Entry entry, void* destination, const void* source, std::size_t by
     });
 }
 
-CUresult batch(Entry entry, CUdeviceptr* destinations, CUdeviceptr* sources, std::size_t* sizes, std::size_t count, std::size_t* failed,
-               CUstream handle) {
+CUresult batch(Entry entry, CUdeviceptr* destinations, CUdeviceptr* sources, std::size_t* sizes, std::size_t count,
+               std::size_t* failed, CUstream handle) {
     return call(entry, Need::context, [&](Session& session) -> CUresult {
         Stream* stream = find_stream(handle);
         // The real one takes no default stream either.
         if (stream == nullptr || stream->legacy) return CUDA_ERROR_INVALID_HANDLE;
-        if (destinations == nullptr || sources == nullptr || sizes == nullptr || count == 0) return CUDA_ERROR_INVALID_VALUE;
+        if (destinations == nullptr || sources == nullptr || sizes == nullptr || count == 0)
+            return CUDA_ERROR_INVALID_VALUE;
         for (std::size_t i = 0; i < count; ++i) {
             void* const to_ = pointer_of(destinations[i]);
             const void* const from_ = pointer_of(sources[i]);
@@ -131,9 +136,11 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to_, CUdeviceptr from_, std::size_t by
     return copy(Entry::cuMemcpyDtoDAsync_v2, pointer_of(to_), pointer_of(from_), bytes, stream, false);
 }
 CUresult cuMemcpyDtoDAsync_v2_ptsz(CUdeviceptr to_, CUdeviceptr from_, std::size_t bytes, CUstream stream) {
-    return copy(Entry::cuMemcpyDtoDAsync_v2_ptsz, pointer_of(to_), pointer_of(from_), bytes, own_default(stream), false);
+    return copy(Entry::cuMemcpyDtoDAsync_v2_ptsz, pointer_of(to_), pointer_of(from_), bytes, own_default(stream),
+                false);
 }
-CUresult cuMemcpyPeerAsync(CUdeviceptr to_, CUcontext, CUdeviceptr from_, CUcontext, std::size_t bytes, CUstream stream) {
+CUresult cuMemcpyPeerAsync(CUdeviceptr to_, CUcontext, CUdeviceptr from_, CUcontext, std::size_t bytes,
+                           CUstream stream) {
     return copy(Entry::cuMemcpyPeerAsync, pointer_of(to_), pointer_of(from_), bytes, stream, false);
 }
 CUresult cuMemcpyPeerAsync_ptsz(CUdeviceptr to_, CUcontext, CUdeviceptr from_, CUcontext, std::size_t bytes,
@@ -152,8 +159,8 @@ CUresult cuMemcpyBatchAsync_ptsz(CUdeviceptr* to_, CUdeviceptr* from_, std::size
                                  std::size_t*, std::size_t, std::size_t* failed, CUstream stream) {
     return batch(Entry::cuMemcpyBatchAsync_ptsz, to_, from_, sizes, count, failed, own_default(stream));
 }
-CUresult cuMemcpyBatchAsync_v2_ptsz(CUdeviceptr* to_, CUdeviceptr* from_, std::size_t* sizes, std::size_t count,
-                                    void*, std::size_t*, std::size_t, CUstream stream) {
+CUresult cuMemcpyBatchAsync_v2_ptsz(CUdeviceptr* to_, CUdeviceptr* from_, std::size_t* sizes, std::size_t count, void*,
+                                    std::size_t*, std::size_t, CUstream stream) {
     return batch(Entry::cuMemcpyBatchAsync_v2_ptsz, to_, from_, sizes, count, nullptr, own_default(stream));
 }
 CUresult cuMemsetD8_v2(CUdeviceptr to_, unsigned char value, std::size_t count) {

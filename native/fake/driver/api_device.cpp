@@ -47,9 +47,11 @@ constexpr ErrorText kErrors[] = {
     {903, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
     {904, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
     {905, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
-    {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing blocking stream"},
+    {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
     {907, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
-    {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
+    {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"},
     {912, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "invalid cluster size"},
     {914, "CUDA_ERROR_INVALID_RESOURCE_TYPE", "the resource type is not valid for this operation"},
     {915, "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION", "the resources given are insufficient or not applicable"},
@@ -69,42 +71,45 @@ int attribute(int which) {
     const DeviceSpec& d = spec();
     switch (which) {
         case 1: return d.max_threads_per_block;
-        case 2: case 3: return d.max_threads_per_block;          // block dimensions x and y
-        case 4: return 64;                                       // block dimension z
-        case 5: return 2147483647;                               // grid dimension x
-        case 6: case 7: return 65535;                            // grid dimensions y and z
-        case 8: return 48 * 1024;                                // shared memory of a block without opting in
-        case 9: return 65536;                                    // constant memory
-        case 10: return 32;                                      // warp
-        case 12: return d.registers_per_sm;                      // registers of a block
+        case 2:
+        case 3: return d.max_threads_per_block;  // block dimensions x and y
+        case 4: return 64;                       // block dimension z
+        case 5: return 2147483647;               // grid dimension x
+        case 6:
+        case 7: return 65535;                // grid dimensions y and z
+        case 8: return 48 * 1024;            // shared memory of a block without opting in
+        case 9: return 65536;                // constant memory
+        case 10: return 32;                  // warp
+        case 12: return d.registers_per_sm;  // registers of a block
         case 13: return static_cast<int>(d.fp32_flops_per_s / (static_cast<double>(d.sms) * 128.0 * 2.0) / 1e3);  // kHz
         case 16: return d.sms;
-        case 18: return 0;                                       // integrated
-        case 19: return 1;                                       // maps host memory
-        case 20: return 0;                                       // compute mode
-        case 31: return 1;                                       // concurrent kernels
-        case 33: return 1;                                       // PCI bus
-        case 34: case 50: return 0;                              // PCI device, domain
+        case 18: return 0;  // integrated
+        case 19: return 1;  // maps host memory
+        case 20: return 0;  // compute mode
+        case 31: return 1;  // concurrent kernels
+        case 33: return 1;  // PCI bus
+        case 34:
+        case 50: return 0;                                                           // PCI device, domain
         case 36: return static_cast<int>(d.dram_bytes_per_s / (2.0 * 768.0) / 1e3);  // kHz, with the width below
-        case 37: return 6144;                                    // memory bus, bits
+        case 37: return 6144;                                                        // memory bus, bits
         case 38: return static_cast<int>(d.l2_bytes);
         case 39: return d.threads_per_sm;
-        case 40: return 2;                                       // copy engines
-        case 41: return 1;                                       // unified addressing
+        case 40: return 2;  // copy engines
+        case 41: return 1;  // unified addressing
         case 75: return d.compute_major;
         case 76: return d.compute_minor;
-        case 78: return 1;                                       // stream priorities
+        case 78: return 1;  // stream priorities
         case 81: return d.shared_bytes_per_sm;
         case 82: return d.registers_per_sm;
-        case 83: return 1;                                       // managed memory
-        case 90: return 0;                                       // preemption: this device never preempts a kernel
-        case 95: return 1;                                       // cooperative launch
+        case 83: return 1;  // managed memory
+        case 90: return 0;  // preemption: this device never preempts a kernel
+        case 95: return 1;  // cooperative launch
         case 97: return d.shared_bytes_per_block;
-        case 102: return 1;                                      // virtual memory management
+        case 102: return 1;  // virtual memory management
         case 106: return d.blocks_per_sm;
-        case 111: return 1024;                                   // shared memory that the driver keeps of each block
-        case 115: return 1;                                      // memory pools
-        case 120: return d.compute_major >= 9 ? 1 : 0;           // clusters
+        case 111: return 1024;                          // shared memory that the driver keeps of each block
+        case 115: return 1;                             // memory pools
+        case 120: return d.compute_major >= 9 ? 1 : 0;  // clusters
         case 133: return config().mps && driver().host.shared() ? 1 : 0;
         default: return 0;
     }
@@ -183,7 +188,9 @@ static CUresult device_uuid(Entry entry, CUuuid* uuid, CUdevice device) {
     });
 }
 CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) { return device_uuid(Entry::cuDeviceGetUuid, uuid, device); }
-CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) { return device_uuid(Entry::cuDeviceGetUuid_v2, uuid, device); }
+CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) {
+    return device_uuid(Entry::cuDeviceGetUuid_v2, uuid, device);
+}
 
 CUresult cuDeviceTotalMem_v2(std::size_t* bytes, CUdevice device) {
     return call(Entry::cuDeviceTotalMem_v2, Need::device, [&](Session&) -> CUresult {

@@ -1,5 +1,5 @@
-// Graphs. A graph runs its nodes in the order in which they were made, which respects every edge; branches that could run
-// side by side run one after another.
+// Graphs. A graph runs its nodes in the order in which they were made, which respects every edge; branches that could
+// run side by side run one after another.
 #include <algorithm>
 
 #include "driver.hpp"
@@ -64,7 +64,8 @@ CUresult run_other(Session& session, Stream& stream, const Node& node) {
         case CU_GRAPH_NODE_TYPE_MEMCPY:
         case CU_GRAPH_NODE_TYPE_MEMSET:
             if (node.source != nullptr) move_bytes(node.destination, node.source, static_cast<std::size_t>(node.bytes));
-            return enqueue(session, stream, [&] { return driver().host.copy(stream.engine, node.bytes, node.direction); });
+            return enqueue(session, stream,
+                           [&] { return driver().host.copy(stream.engine, node.bytes, node.direction); });
         case CU_GRAPH_NODE_TYPE_HOST: return enqueue_host_call(session, stream, node.host, node.user_data);
         case CU_GRAPH_NODE_TYPE_EVENT_RECORD: return run_event(session, stream, *node.event, true);
         case CU_GRAPH_NODE_TYPE_WAIT_EVENT: return run_event(session, stream, *node.event, false);
@@ -99,7 +100,10 @@ CUresult launch(Entry entry, CUgraphExec handle, CUstream stream_handle) {
         Stream* stream = find_stream(stream_handle);
         if (exec == nullptr || stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         if (const CUresult result = before_enqueue(*stream); result != CUDA_SUCCESS) return result;
-        if (log_enabled()) call_detail().text("stream", stream_text(*stream)).number("nodes", static_cast<std::int64_t>(exec->nodes.size()));
+        if (log_enabled())
+            call_detail()
+                .text("stream", stream_text(*stream))
+                .number("nodes", static_cast<std::int64_t>(exec->nodes.size()));
         if (stream->capture == nullptr) return run(session, *stream, *exec);
         auto* child = new Graph;
         for (const Node* node : exec->nodes) child->nodes.push_back(new Node(*node));
@@ -110,8 +114,9 @@ CUresult launch(Entry entry, CUgraphExec handle, CUstream stream_handle) {
 
 CUresult upload(Entry entry, CUgraphExec handle, CUstream stream) {
     return call(entry, Need::context, [&](Session&) -> CUresult {
-        return to<GraphExec>(handle, Tag::graph_exec) != nullptr && find_stream(stream) != nullptr ? CUDA_SUCCESS
-                                                                                                 : CUDA_ERROR_INVALID_HANDLE;
+        return to<GraphExec>(handle, Tag::graph_exec) != nullptr && find_stream(stream) != nullptr
+                   ? CUDA_SUCCESS
+                   : CUDA_ERROR_INVALID_HANDLE;
     });
 }
 
@@ -142,7 +147,8 @@ CUresult get_parameters(CUgraphNode handle, Parameters* out) {
     out->blockDimZ = s[5];
     out->sharedMemBytes = s[6];
     node->argument_pointers.clear();
-    for (const std::size_t offset : node->launch.offsets) node->argument_pointers.push_back(node->launch.arguments.data() + offset);
+    for (const std::size_t offset : node->launch.offsets)
+        node->argument_pointers.push_back(node->launch.arguments.data() + offset);
     out->kernelParams = node->argument_pointers.empty() ? nullptr : node->argument_pointers.data();
     return CUDA_SUCCESS;
 }
@@ -156,14 +162,18 @@ CUresult set_parameters(Node& node, const Parameters* from_user, CUkernel kernel
     launch.shape = {from_user->gridDimX,  from_user->gridDimY,  from_user->gridDimZ,      from_user->blockDimX,
                     from_user->blockDimY, from_user->blockDimZ, from_user->sharedMemBytes};
     if (const CUresult result = check_launch(launch); result != CUDA_SUCCESS) return result;
-    if (const CUresult result = read_arguments(launch, from_user->kernelParams, from_user->extra); result != CUDA_SUCCESS) return result;
+    if (const CUresult result = read_arguments(launch, from_user->kernelParams, from_user->extra);
+        result != CUDA_SUCCESS)
+        return result;
     node.type = CU_GRAPH_NODE_TYPE_KERNEL;
     node.launch = std::move(launch);
     return CUDA_SUCCESS;
 }
 
 CUkernel kernel_of(const CUDA_KERNEL_NODE_PARAMS_v1*) { return nullptr; }
-CUkernel kernel_of(const CUDA_KERNEL_NODE_PARAMS_v2* parameters) { return parameters != nullptr ? parameters->kern : nullptr; }
+CUkernel kernel_of(const CUDA_KERNEL_NODE_PARAMS_v2* parameters) {
+    return parameters != nullptr ? parameters->kern : nullptr;
+}
 
 template <class Parameters>
 CUresult set_node(Entry entry, CUgraphNode handle, const Parameters* parameters) {
@@ -180,7 +190,8 @@ CUresult set_exec_node(Entry entry, CUgraphExec exec_handle, CUgraphNode handle,
         auto* exec = to<GraphExec>(exec_handle, Tag::graph_exec);
         if (exec == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         const auto found = exec->copies.find(to<Node>(handle, Tag::node));
-        if (found == exec->copies.end() || found->second->type != CU_GRAPH_NODE_TYPE_KERNEL) return CUDA_ERROR_INVALID_VALUE;
+        if (found == exec->copies.end() || found->second->type != CU_GRAPH_NODE_TYPE_KERNEL)
+            return CUDA_ERROR_INVALID_VALUE;
         return set_parameters(*found->second, parameters, kernel_of(parameters));
     });
 }
@@ -194,7 +205,8 @@ CUresult update(Entry entry, CUgraphExec exec_handle, CUgraph handle, CUgraphExe
         GraphExec changed;
         flatten(*graph, changed);
         bool same = changed.nodes.size() == exec->nodes.size();
-        for (std::size_t i = 0; same && i < changed.nodes.size(); ++i) same = changed.nodes[i]->type == exec->nodes[i]->type;
+        for (std::size_t i = 0; same && i < changed.nodes.size(); ++i)
+            same = changed.nodes[i]->type == exec->nodes[i]->type;
         *result = same ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR;
         if (!same) return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
         for (std::size_t i = 0; i < changed.nodes.size(); ++i) *exec->nodes[i] = *changed.nodes[i];
@@ -276,7 +288,8 @@ CUresult cuGraphGetRootNodes(CUgraph handle, CUgraphNode* out, std::size_t* coun
         const auto* graph = to<Graph>(handle, Tag::graph);
         if (graph == nullptr) return CUDA_ERROR_INVALID_VALUE;
         std::vector<Node*> roots;
-        std::copy_if(graph->nodes.begin(), graph->nodes.end(), std::back_inserter(roots), [](const Node* node) { return node->after.empty(); });
+        std::copy_if(graph->nodes.begin(), graph->nodes.end(), std::back_inserter(roots),
+                     [](const Node* node) { return node->after.empty(); });
         return list_nodes(roots, out, count);
     });
 }
@@ -293,7 +306,8 @@ CUresult cuGraphNodeGetType(CUgraphNode handle, CUgraphNodeType* out) {
 CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode handle, CUgraph* out) {
     return call(Entry::cuGraphChildGraphNodeGetGraph, Need::device, [&](Session&) -> CUresult {
         const auto* node = to<Node>(handle, Tag::node);
-        if (node == nullptr || out == nullptr || node->type != CU_GRAPH_NODE_TYPE_GRAPH) return CUDA_ERROR_INVALID_VALUE;
+        if (node == nullptr || out == nullptr || node->type != CU_GRAPH_NODE_TYPE_GRAPH)
+            return CUDA_ERROR_INVALID_VALUE;
         *out = from<CUgraph>(node->child);
         return CUDA_SUCCESS;
     });
@@ -312,7 +326,8 @@ CUresult cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1
     return call(Entry::cuGraphKernelNodeGetParams, Need::device, [&](Session&) { return get_parameters(node, out); });
 }
 CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v2* out) {
-    return call(Entry::cuGraphKernelNodeGetParams_v2, Need::device, [&](Session&) { return get_parameters(node, out); });
+    return call(Entry::cuGraphKernelNodeGetParams_v2, Need::device,
+                [&](Session&) { return get_parameters(node, out); });
 }
 CUresult cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1* parameters) {
     return set_node(Entry::cuGraphKernelNodeSetParams, node, parameters);
@@ -320,10 +335,12 @@ CUresult cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PAR
 CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v2* parameters) {
     return set_node(Entry::cuGraphKernelNodeSetParams_v2, node, parameters);
 }
-CUresult cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1* parameters) {
+CUresult cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
+                                        const CUDA_KERNEL_NODE_PARAMS_v1* parameters) {
     return set_exec_node(Entry::cuGraphExecKernelNodeSetParams, exec, node, parameters);
 }
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v2* parameters) {
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                           const CUDA_KERNEL_NODE_PARAMS_v2* parameters) {
     return set_exec_node(Entry::cuGraphExecKernelNodeSetParams_v2, exec, node, parameters);
 }
 
@@ -333,7 +350,8 @@ CUresult cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph handle, const CUgraph
         auto* graph = to<Graph>(handle, Tag::graph);
         if (graph == nullptr || out == nullptr) return CUDA_ERROR_INVALID_VALUE;
         auto node = std::make_unique<Node>();
-        if (const CUresult result = set_parameters(*node, parameters, kernel_of(parameters)); result != CUDA_SUCCESS) return result;
+        if (const CUresult result = set_parameters(*node, parameters, kernel_of(parameters)); result != CUDA_SUCCESS)
+            return result;
         node->graph = graph;
         for (std::size_t i = 0; i < count; ++i) {
             auto* earlier = to<Node>(after[i], Tag::node);

@@ -46,7 +46,8 @@ CUresult cuCtxGetDevResource(CUcontext handle, CUdevResource* resource, CUdevRes
         if (resource == nullptr) return CUDA_ERROR_INVALID_VALUE;
         if (type != CU_DEV_RESOURCE_TYPE_SM) return CUDA_ERROR_INVALID_RESOURCE_TYPE;
         const GreenContext* green = context->green;
-        fill_resource(*resource, green != nullptr ? green->first_sm : 0, green != nullptr ? green->sm_count : spec().sms);
+        fill_resource(*resource, green != nullptr ? green->first_sm : 0,
+                      green != nullptr ? green->sm_count : spec().sms);
         return CUDA_SUCCESS;
     });
 }
@@ -100,7 +101,8 @@ CUresult cuDevResourceGenerateDesc(CUdevResourceDesc* out, CUdevResource* resour
 CUresult cuGreenCtxCreate(CUgreenCtx* out, CUdevResourceDesc handle, CUdevice device, unsigned int flags) {
     return call(Entry::cuGreenCtxCreate, Need::device, [&](Session&) -> CUresult {
         const auto* resource = to<Resource>(handle, Tag::resource);
-        if (out == nullptr || resource == nullptr || flags != CU_GREEN_CTX_DEFAULT_STREAM) return CUDA_ERROR_INVALID_VALUE;
+        if (out == nullptr || resource == nullptr || flags != CU_GREEN_CTX_DEFAULT_STREAM)
+            return CUDA_ERROR_INVALID_VALUE;
         if (!good_device(device)) return CUDA_ERROR_INVALID_DEVICE;
         if (const CUresult result = retain_primary(); result != CUDA_SUCCESS) return result;
         auto green = std::make_unique<GreenContext>();

@@ -61,7 +61,8 @@ CUresult launch(Entry entry, const Request& request) {
                     what.dependent = attribute.value.programmaticStreamSerializationAllowed != 0;
                     break;
                 case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
-                    what.cluster = {attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z};
+                    what.cluster = {attribute.value.clusterDim.x, attribute.value.clusterDim.y,
+                                    attribute.value.clusterDim.z};
                     break;
                 case CU_LAUNCH_ATTRIBUTE_PRIORITY:
                     // The device knows priorities of streams only; it is in the log, so that a test sees it passed.
@@ -71,7 +72,8 @@ CUresult launch(Entry entry, const Request& request) {
             }
         }
         if (const CUresult result = check_launch(what); result != CUDA_SUCCESS) return result;
-        if (const CUresult result = read_arguments(what, request.parameters, request.extra); result != CUDA_SUCCESS) return result;
+        if (const CUresult result = read_arguments(what, request.parameters, request.extra); result != CUDA_SUCCESS)
+            return result;
         if (const CUresult result = before_enqueue(*stream); result != CUDA_SUCCESS) return result;
         const bool captured = stream->capture != nullptr;
         if (log_enabled()) tell(what, *stream, captured);
@@ -81,7 +83,8 @@ CUresult launch(Entry entry, const Request& request) {
     });
 }
 
-CUresult launch_ex(Entry entry, const CUlaunchConfig* config, CUstream stream, CUfunction function, void** parameters, void** extra) {
+CUresult launch_ex(Entry entry, const CUlaunchConfig* config, CUstream stream, CUfunction function, void** parameters,
+                   void** extra) {
     const Shape shape{config->gridDimX,  config->gridDimY,  config->gridDimZ,      config->blockDimX,
                       config->blockDimY, config->blockDimZ, config->sharedMemBytes};
     return launch(entry, Request{function, shape, stream, parameters, extra, false, config->attrs, config->numAttrs});
@@ -134,9 +137,9 @@ CUresult add_callback(Entry entry, CUstream stream, void (*function)(CUstream, C
 #pragma GCC visibility push(default)
 extern "C" {
 
-CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z, unsigned int block_x,
-                        unsigned int block_y, unsigned int block_z, unsigned int shared, CUstream stream, void** parameters,
-                        void** extra) {
+CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared,
+                        CUstream stream, void** parameters, void** extra) {
     const Shape shape{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared};
     return launch(Entry::cuLaunchKernel, Request{function, shape, stream, parameters, extra});
 }
@@ -159,17 +162,18 @@ CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig* config, CUfunction function
 }
 
 CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
-                                   unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared,
-                                   CUstream stream, void** parameters) {
+                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                                   unsigned int shared, CUstream stream, void** parameters) {
     const Shape shape{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared};
     return launch(Entry::cuLaunchCooperativeKernel, Request{function, shape, stream, parameters, nullptr, true});
 }
 
-CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
-                                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared,
-                                        CUstream stream, void** parameters) {
+CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int grid_x, unsigned int grid_y,
+                                        unsigned int grid_z, unsigned int block_x, unsigned int block_y,
+                                        unsigned int block_z, unsigned int shared, CUstream stream, void** parameters) {
     const Shape shape{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared};
-    return launch(Entry::cuLaunchCooperativeKernel_ptsz, Request{function, shape, own_default(stream), parameters, nullptr, true});
+    return launch(Entry::cuLaunchCooperativeKernel_ptsz,
+                  Request{function, shape, own_default(stream), parameters, nullptr, true});
 }
 
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void* user_data) {
@@ -180,11 +184,13 @@ CUresult cuLaunchHostFunc_ptsz(CUstream stream, CUhostFn function, void* user_da
     return host_function(Entry::cuLaunchHostFunc_ptsz, own_default(stream), function, user_data, true);
 }
 
-CUresult cuStreamAddCallback(CUstream stream, void (*function)(CUstream, CUresult, void*), void* user_data, unsigned int) {
+CUresult cuStreamAddCallback(CUstream stream, void (*function)(CUstream, CUresult, void*), void* user_data,
+                             unsigned int) {
     return add_callback(Entry::cuStreamAddCallback, stream, function, user_data);
 }
 
-CUresult cuStreamAddCallback_ptsz(CUstream stream, void (*function)(CUstream, CUresult, void*), void* user_data, unsigned int) {
+CUresult cuStreamAddCallback_ptsz(CUstream stream, void (*function)(CUstream, CUresult, void*), void* user_data,
+                                  unsigned int) {
     return add_callback(Entry::cuStreamAddCallback_ptsz, own_default(stream), function, user_data);
 }
 

@@ -1,4 +1,4 @@
-// Allocation, pools, virtual memory management. Copies are in api_copy.cpp.
+// Allocation and pools. Copies are in api_copy.cpp.
 //
 // Stream-ordered allocations and frees take effect at the call; their order against the stream's work is not modelled.
 #include <sys/mman.h>
@@ -12,10 +12,7 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-constexpr std::size_t kGranularity = std::size_t{2} << 20;
-
 CUdeviceptr address_of(const void* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); }
-void* pointer_of(CUdeviceptr address) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address)); }
 
 CUresult allocate_in_stream(Entry entry, CUdeviceptr* out, std::size_t bytes, Pool* pool, CUstream handle) {
     return call(entry, Need::context, [&](Session&) -> CUresult {
@@ -81,12 +78,6 @@ CUresult get_pool(Entry entry, CUmemoryPool* out, CUdevice device, bool current)
         *out = from<CUmemoryPool>(current ? driver().current_pool : driver().default_pool);
         return CUDA_SUCCESS;
     });
-}
-
-void drop(PhysicalMemory& memory) {
-    if (--memory.references > 0) return;
-    driver().host.change_used(-static_cast<std::int64_t>(memory.bytes));
-    memory.tag = Tag::dead;
 }
 
 }  // namespace
@@ -155,8 +146,12 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, std::size_t* bytes, CUdevice
     });
 }
 
-CUresult cuMemAllocHost_v2(void** out, std::size_t bytes) { return allocate_host(Entry::cuMemAllocHost_v2, out, bytes); }
-CUresult cuMemHostAlloc(void** out, std::size_t bytes, unsigned int) { return allocate_host(Entry::cuMemHostAlloc, out, bytes); }
+CUresult cuMemAllocHost_v2(void** out, std::size_t bytes) {
+    return allocate_host(Entry::cuMemAllocHost_v2, out, bytes);
+}
+CUresult cuMemHostAlloc(void** out, std::size_t bytes, unsigned int) {
+    return allocate_host(Entry::cuMemHostAlloc, out, bytes);
+}
 
 CUresult cuMemFreeHost(void* pointer) {
     return call(Entry::cuMemFreeHost, Need::context, [&](Session&) -> CUresult {
@@ -199,8 +194,8 @@ CUresult cuPointerGetAttribute(void* data, int attribute, CUdeviceptr pointer) {
             case 1: *static_cast<CUcontext*>(data) = from<CUcontext>(current_context()); return CUDA_SUCCESS;
             case 2: *static_cast<unsigned*>(data) = next->second.host ? 1 : 2; return CUDA_SUCCESS;  // memory type
             case 3: *static_cast<CUdeviceptr*>(data) = pointer; return CUDA_SUCCESS;
-            case 8: *static_cast<unsigned*>(data) = 0; return CUDA_SUCCESS;                          // managed
-            case 9: *static_cast<int*>(data) = 0; return CUDA_SUCCESS;                               // device ordinal
+            case 8: *static_cast<unsigned*>(data) = 0; return CUDA_SUCCESS;  // managed
+            case 9: *static_cast<int*>(data) = 0; return CUDA_SUCCESS;       // device ordinal
             default: return CUDA_ERROR_NOT_SUPPORTED;
         }
     });
@@ -216,9 +211,12 @@ CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, std::size_t bytes, CUmemoryPo
     return allocate_in_stream(Entry::cuMemAllocFromPoolAsync, out, bytes, to<Pool>(pool, Tag::pool), stream);
 }
 CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr* out, std::size_t bytes, CUmemoryPool pool, CUstream stream) {
-    return allocate_in_stream(Entry::cuMemAllocFromPoolAsync_ptsz, out, bytes, to<Pool>(pool, Tag::pool), own_default(stream));
+    return allocate_in_stream(Entry::cuMemAllocFromPoolAsync_ptsz, out, bytes, to<Pool>(pool, Tag::pool),
+                              own_default(stream));
 }
-CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) { return free_in_stream(Entry::cuMemFreeAsync, pointer, stream); }
+CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
+    return free_in_stream(Entry::cuMemFreeAsync, pointer, stream);
+}
 CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream) {
     return free_in_stream(Entry::cuMemFreeAsync_ptsz, pointer, own_default(stream));
 }
@@ -280,7 +278,9 @@ CUresult cuMemPoolTrimTo(CUmemoryPool handle, std::size_t keep) {
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool* out, CUdevice device) {
     return get_pool(Entry::cuDeviceGetDefaultMemPool, out, device, false);
 }
-CUresult cuDeviceGetMemPool(CUmemoryPool* out, CUdevice device) { return get_pool(Entry::cuDeviceGetMemPool, out, device, true); }
+CUresult cuDeviceGetMemPool(CUmemoryPool* out, CUdevice device) {
+    return get_pool(Entry::cuDeviceGetMemPool, out, device, true);
+}
 
 CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool handle) {
     return call(Entry::cuDeviceSetMemPool, Need::device, [&](Session&) -> CUresult {
@@ -289,112 +289,6 @@ CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool handle) {
         if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
         driver().current_pool = pool;
         return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemCreate(CUmemGenericAllocationHandle* out, std::size_t bytes, const CUmemAllocationProp* properties,
-                     unsigned long long flags) {
-    return call(Entry::cuMemCreate, Need::context, [&](Session&) -> CUresult {
-        if (out == nullptr || properties == nullptr || flags != 0 || bytes == 0 || bytes % kGranularity != 0) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
-        Driver& d = driver();
-        d.host.reap();
-        const auto total = static_cast<std::uint64_t>(d.host.device().spec().memory_bytes);
-        if (bytes > total || d.host.used_bytes() > total - bytes) return CUDA_ERROR_OUT_OF_MEMORY;
-        auto* memory = new PhysicalMemory;
-        memory->bytes = bytes;
-        d.host.change_used(static_cast<std::int64_t>(bytes));
-        *out = reinterpret_cast<CUmemGenericAllocationHandle>(memory);
-        if (log_enabled()) call_detail().number("bytes", static_cast<std::int64_t>(bytes));
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-    return call(Entry::cuMemRelease, Need::device, [&](Session&) -> CUresult {
-        auto* memory = to<PhysicalMemory>(pointer_of(handle), Tag::allocation);
-        if (memory == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        if (log_enabled()) call_detail().number("bytes", static_cast<std::int64_t>(memory->bytes));
-        drop(*memory);
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* out, void* pointer) {
-    return call(Entry::cuMemRetainAllocationHandle, Need::device, [&](Session&) -> CUresult {
-        const auto& all = driver().mappings;
-        auto next = all.upper_bound(reinterpret_cast<std::uintptr_t>(pointer));
-        if (out == nullptr || next == all.begin()) return CUDA_ERROR_INVALID_VALUE;
-        --next;
-        if (reinterpret_cast<std::uintptr_t>(pointer) >= next->first + next->second->bytes) return CUDA_ERROR_INVALID_VALUE;
-        ++next->second->references;
-        *out = reinterpret_cast<CUmemGenericAllocationHandle>(next->second);
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemGetAllocationGranularity(std::size_t* out, const CUmemAllocationProp* properties, int) {
-    return call(Entry::cuMemGetAllocationGranularity, Need::device, [&](Session&) -> CUresult {
-        if (out == nullptr || properties == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        *out = kGranularity;
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemAddressReserve(CUdeviceptr* out, std::size_t bytes, std::size_t, CUdeviceptr, unsigned long long) {
-    return call(Entry::cuMemAddressReserve, Need::device, [&](Session&) -> CUresult {
-        if (out == nullptr || bytes == 0 || bytes % 4096 != 0) return CUDA_ERROR_INVALID_VALUE;
-        void* const place = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (place == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-        Allocation made;
-        made.bytes = made.mapped = bytes;
-        made.reserved = true;
-        driver().allocations[reinterpret_cast<std::uintptr_t>(place)] = made;
-        *out = address_of(place);
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemAddressFree(CUdeviceptr pointer, std::size_t bytes) {
-    return call(Entry::cuMemAddressFree, Need::device, [&](Session&) -> CUresult {
-        auto& all = driver().allocations;
-        const auto found = all.find(static_cast<std::uintptr_t>(pointer));
-        if (found == all.end() || !found->second.reserved || found->second.bytes != bytes) return CUDA_ERROR_INVALID_VALUE;
-        ::munmap(pointer_of(pointer), bytes);
-        all.erase(found);
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemMap(CUdeviceptr pointer, std::size_t bytes, std::size_t, CUmemGenericAllocationHandle handle, unsigned long long) {
-    return call(Entry::cuMemMap, Need::device, [&](Session&) -> CUresult {
-        auto* memory = to<PhysicalMemory>(pointer_of(handle), Tag::allocation);
-        if (memory == nullptr || bytes > memory->bytes) return CUDA_ERROR_INVALID_VALUE;
-        if (::mprotect(pointer_of(pointer), bytes, PROT_READ | PROT_WRITE) != 0) return CUDA_ERROR_INVALID_VALUE;
-        ++memory->references;
-        driver().mappings[static_cast<std::uintptr_t>(pointer)] = memory;
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemUnmap(CUdeviceptr pointer, std::size_t bytes) {
-    return call(Entry::cuMemUnmap, Need::device, [&](Session&) -> CUresult {
-        auto& all = driver().mappings;
-        auto at = all.lower_bound(static_cast<std::uintptr_t>(pointer));
-        if (at == all.end() || at->first != pointer) return CUDA_ERROR_INVALID_VALUE;
-        while (at != all.end() && at->first < pointer + bytes) {
-            drop(*at->second);
-            at = all.erase(at);
-        }
-        ::mprotect(pointer_of(pointer), bytes, PROT_NONE);
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuMemSetAccess(CUdeviceptr pointer, std::size_t, const void* description, std::size_t count) {
-    return call(Entry::cuMemSetAccess, Need::device, [&](Session&) -> CUresult {
-        return pointer != 0 && description != nullptr && count > 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     });
 }
 

@@ -35,7 +35,8 @@ CUresult look_up(Entry entry, const char* symbol, void** out, int version, cuuin
                  CUdriverProcAddressQueryResult* status, bool first_form) {
     return call(entry, Need::nothing, [&](Session&) -> CUresult {
         constexpr cuuint64_t kKnown = CU_GET_PROC_ADDRESS_LEGACY_STREAM | CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
-        if (symbol == nullptr || out == nullptr || (flags & ~kKnown) != 0 || (flags & kKnown) == kKnown) return CUDA_ERROR_INVALID_VALUE;
+        if (symbol == nullptr || out == nullptr || (flags & ~kKnown) != 0 || (flags & kKnown) == kKnown)
+            return CUDA_ERROR_INVALID_VALUE;
         if (version > config().driver_version) return CUDA_ERROR_INVALID_VALUE;
         const bool wants_per_thread = (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0;
         bool known = false;
@@ -54,7 +55,12 @@ CUresult look_up(Entry entry, const char* symbol, void** out, int version, cuuin
                            : known         ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT
                                            : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
         if (status != nullptr) *status = found;
-        if (log_enabled()) call_detail().text("name", symbol).number("version", version).number("flags", static_cast<std::int64_t>(flags)).number("status", found);
+        if (log_enabled())
+            call_detail()
+                .text("name", symbol)
+                .number("version", version)
+                .number("flags", static_cast<std::int64_t>(flags))
+                .number("status", found);
         // The second form tells it by the status alone (cuda.h); the first has no other way than an error.
         return first_form && best == nullptr ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
     });
@@ -69,7 +75,8 @@ CUresult cuGetProcAddress(const char* symbol, void** out, int version, cuuint64_
     return look_up(Entry::cuGetProcAddress, symbol, out, version, flags, nullptr, true);
 }
 
-CUresult cuGetProcAddress_v2(const char* symbol, void** out, int version, cuuint64_t flags, CUdriverProcAddressQueryResult* status) {
+CUresult cuGetProcAddress_v2(const char* symbol, void** out, int version, cuuint64_t flags,
+                             CUdriverProcAddressQueryResult* status) {
     return look_up(Entry::cuGetProcAddress_v2, symbol, out, version, flags, status, false);
 }
 

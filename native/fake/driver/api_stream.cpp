@@ -7,7 +7,8 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-constexpr unsigned kExternal = 1;  // of cuEventRecordWithFlags and cuStreamWaitEvent: a node of the graph, when captured
+constexpr unsigned kExternal =
+    1;  // of cuEventRecordWithFlags and cuStreamWaitEvent: a node of the graph, when captured
 
 CUresult create(Entry entry, CUstream* out, unsigned flags, int priority) {
     return call(entry, Need::context, [&](Session&) -> CUresult {
@@ -18,7 +19,11 @@ CUresult create(Entry entry, CUstream* out, unsigned flags, int priority) {
         if (stream == nullptr) return to_result(status);
         *out = from<CUstream>(stream);
         note_launch();  // who makes a stream is about to use it
-        if (log_enabled()) call_detail().text("stream", stream_text(*stream)).number("flags", flags).number("priority", stream->priority);
+        if (log_enabled())
+            call_detail()
+                .text("stream", stream_text(*stream))
+                .number("flags", flags)
+                .number("priority", stream->priority);
         return CUDA_SUCCESS;
     });
 }
@@ -60,7 +65,8 @@ CUresult synchronize(Entry entry, CUstream handle) {
         // Only what is in the stream now: others may go on putting work into it.
         const OpId last = driver().host.device().submitted(stream->engine);
         wait_until(session, [&] {
-            return driver().ended || stream->tag != Tag::stream || driver().host.device().completed(stream->engine) >= last;
+            return driver().ended || stream->tag != Tag::stream ||
+                   driver().host.device().completed(stream->engine) >= last;
         });
         if (log_enabled()) call_detail().text("stream", stream_text(*stream));
         return CUDA_SUCCESS;
@@ -93,7 +99,8 @@ CUresult record(Entry entry, CUevent handle, CUstream stream_handle, unsigned fl
             return CUDA_SUCCESS;
         }
         if (event->engine < 0) {
-            if (const Status made = driver().host.create_event(event->engine); made != Status::ok) return to_result(made);
+            if (const Status made = driver().host.create_event(event->engine); made != Status::ok)
+                return to_result(made);
         }
         event->capture.reset();
         event->tail.clear();
@@ -179,7 +186,8 @@ CUresult elapsed(Entry entry, float* out, CUevent first, CUevent second) {
         }
         const auto& device = driver().host.device();
         if (!device.event_done(start->engine) || !device.event_done(end->engine)) return CUDA_ERROR_NOT_READY;
-        *out = static_cast<float>(static_cast<double>(device.event_time_ns(end->engine) - device.event_time_ns(start->engine)) / 1e6);
+        *out = static_cast<float>(
+            static_cast<double>(device.event_time_ns(end->engine) - device.event_time_ns(start->engine)) / 1e6);
         return CUDA_SUCCESS;
     });
 }
@@ -247,7 +255,8 @@ CUresult write_value(Entry entry, CUstream handle, CUdeviceptr address, cuuint32
             invalidate(*stream->capture);
             return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         }
-        auto write = std::make_unique<Write>(Write{reinterpret_cast<std::uint32_t*>(static_cast<std::uintptr_t>(address)), value});
+        auto write = std::make_unique<Write>(
+            Write{reinterpret_cast<std::uint32_t*>(static_cast<std::uintptr_t>(address)), value});
         const CUresult result = enqueue_host_call(session, *stream, run_write, write.get());
         if (result == CUDA_SUCCESS) static_cast<void>(write.release());
         return result;
@@ -272,20 +281,28 @@ CUresult cuStreamDestroy_v2(CUstream stream) { return destroy(Entry::cuStreamDes
 CUresult cuStreamQuery(CUstream stream) { return query(Entry::cuStreamQuery, stream); }
 CUresult cuStreamQuery_ptsz(CUstream stream) { return query(Entry::cuStreamQuery_ptsz, own_default(stream)); }
 CUresult cuStreamSynchronize(CUstream stream) { return synchronize(Entry::cuStreamSynchronize, stream); }
-CUresult cuStreamSynchronize_ptsz(CUstream stream) { return synchronize(Entry::cuStreamSynchronize_ptsz, own_default(stream)); }
+CUresult cuStreamSynchronize_ptsz(CUstream stream) {
+    return synchronize(Entry::cuStreamSynchronize_ptsz, own_default(stream));
+}
 CUresult cuStreamGetId(CUstream stream, unsigned long long* id) { return get_id(Entry::cuStreamGetId, stream, id); }
 CUresult cuStreamGetId_ptsz(CUstream stream, unsigned long long* id) {
     return get_id(Entry::cuStreamGetId_ptsz, own_default(stream), id);
 }
-CUresult cuStreamGetPriority(CUstream stream, int* priority) { return get_priority(Entry::cuStreamGetPriority, stream, priority); }
+CUresult cuStreamGetPriority(CUstream stream, int* priority) {
+    return get_priority(Entry::cuStreamGetPriority, stream, priority);
+}
 CUresult cuStreamGetPriority_ptsz(CUstream stream, int* priority) {
     return get_priority(Entry::cuStreamGetPriority_ptsz, own_default(stream), priority);
 }
-CUresult cuStreamGetFlags(CUstream stream, unsigned int* flags) { return get_flags(Entry::cuStreamGetFlags, stream, flags); }
+CUresult cuStreamGetFlags(CUstream stream, unsigned int* flags) {
+    return get_flags(Entry::cuStreamGetFlags, stream, flags);
+}
 CUresult cuStreamGetFlags_ptsz(CUstream stream, unsigned int* flags) {
     return get_flags(Entry::cuStreamGetFlags_ptsz, own_default(stream), flags);
 }
-CUresult cuStreamGetCtx(CUstream stream, CUcontext* out) { return get_context(Entry::cuStreamGetCtx, stream, out, nullptr); }
+CUresult cuStreamGetCtx(CUstream stream, CUcontext* out) {
+    return get_context(Entry::cuStreamGetCtx, stream, out, nullptr);
+}
 CUresult cuStreamGetCtx_ptsz(CUstream stream, CUcontext* out) {
     return get_context(Entry::cuStreamGetCtx_ptsz, own_default(stream), out, nullptr);
 }
@@ -298,7 +315,9 @@ CUresult cuStreamGetCtx_v2_ptsz(CUstream stream, CUcontext* out, CUgreenCtx* gre
 CUresult cuStreamGetGreenCtx(CUstream stream, CUgreenCtx* out) {
     return get_context(Entry::cuStreamGetGreenCtx, stream, nullptr, out);
 }
-CUresult cuStreamGetDevice(CUstream stream, CUdevice* device) { return get_device(Entry::cuStreamGetDevice, stream, device); }
+CUresult cuStreamGetDevice(CUstream stream, CUdevice* device) {
+    return get_device(Entry::cuStreamGetDevice, stream, device);
+}
 CUresult cuStreamGetDevice_ptsz(CUstream stream, CUdevice* device) {
     return get_device(Entry::cuStreamGetDevice_ptsz, own_default(stream), device);
 }
@@ -368,7 +387,9 @@ CUresult cuEventSynchronize(CUevent handle) {
     });
 }
 
-CUresult cuEventElapsedTime(float* out, CUevent start, CUevent end) { return elapsed(Entry::cuEventElapsedTime, out, start, end); }
+CUresult cuEventElapsedTime(float* out, CUevent start, CUevent end) {
+    return elapsed(Entry::cuEventElapsedTime, out, start, end);
+}
 CUresult cuEventElapsedTime_v2(float* out, CUevent start, CUevent end) {
     return elapsed(Entry::cuEventElapsedTime_v2, out, start, end);
 }

@@ -31,9 +31,8 @@ std::array<std::atomic<std::uint64_t>, kEntries> g_calls{};
 std::size_t index(Entry entry) { return static_cast<std::size_t>(entry); }
 
 int log_file() {
-    static const int file = config().log.empty()
-        ? -1
-        : ::open(config().log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    static const int file =
+        config().log.empty() ? -1 : ::open(config().log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
     return file;
 }
 

@@ -72,11 +72,13 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-CUresult begin(Entry entry, CUstream handle, Graph* into, const CUgraphNode* after, std::size_t count, CUstreamCaptureMode mode) {
+CUresult begin(Entry entry, CUstream handle, Graph* into, const CUgraphNode* after, std::size_t count,
+               CUstreamCaptureMode mode) {
     return call(entry, Need::context, [&](Session&) -> CUresult {
         Stream* stream = find_stream(handle);
         if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-        if (mode < CU_STREAM_CAPTURE_MODE_GLOBAL || mode > CU_STREAM_CAPTURE_MODE_RELAXED) return CUDA_ERROR_INVALID_VALUE;
+        if (mode < CU_STREAM_CAPTURE_MODE_GLOBAL || mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+            return CUDA_ERROR_INVALID_VALUE;
         if (stream->legacy) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         if (stream->capture != nullptr) return CUDA_ERROR_ILLEGAL_STATE;
         Driver& d = driver();
@@ -130,7 +132,10 @@ CUresult end(Entry entry, CUstream handle, CUgraph* out) {
         auto& all = driver().captures;
         all.erase(std::remove(all.begin(), all.end(), capture), all.end());
         if (result == CUDA_SUCCESS) *out = from<CUgraph>(capture->graph);
-        if (log_enabled()) call_detail().text("stream", stream_text(*stream)).number("nodes", static_cast<std::int64_t>(capture->nodes.size()));
+        if (log_enabled())
+            call_detail()
+                .text("stream", stream_text(*stream))
+                .number("nodes", static_cast<std::int64_t>(capture->nodes.size()));
         return result;
     });
 }
@@ -165,7 +170,8 @@ CUresult cuStreamBeginCapture(CUstream stream) {
     return begin(Entry::cuStreamBeginCapture, stream, nullptr, nullptr, 0, CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
 CUresult cuStreamBeginCapture_ptsz(CUstream stream) {
-    return begin(Entry::cuStreamBeginCapture_ptsz, own_default(stream), nullptr, nullptr, 0, CU_STREAM_CAPTURE_MODE_GLOBAL);
+    return begin(Entry::cuStreamBeginCapture_ptsz, own_default(stream), nullptr, nullptr, 0,
+                 CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
 CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
     return begin(Entry::cuStreamBeginCapture_v2, stream, nullptr, nullptr, 0, mode);
@@ -177,9 +183,10 @@ CUresult cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgra
                                      std::size_t count, CUstreamCaptureMode mode) {
     return begin(Entry::cuStreamBeginCaptureToGraph, stream, to<Graph>(graph, Tag::graph), after, count, mode);
 }
-CUresult cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph graph, const CUgraphNode* after, const CUgraphEdgeData*,
-                                          std::size_t count, CUstreamCaptureMode mode) {
-    return begin(Entry::cuStreamBeginCaptureToGraph_ptsz, own_default(stream), to<Graph>(graph, Tag::graph), after, count, mode);
+CUresult cuStreamBeginCaptureToGraph_ptsz(CUstream stream, CUgraph graph, const CUgraphNode* after,
+                                          const CUgraphEdgeData*, std::size_t count, CUstreamCaptureMode mode) {
+    return begin(Entry::cuStreamBeginCaptureToGraph_ptsz, own_default(stream), to<Graph>(graph, Tag::graph), after,
+                 count, mode);
 }
 CUresult cuStreamEndCapture(CUstream stream, CUgraph* out) { return end(Entry::cuStreamEndCapture, stream, out); }
 CUresult cuStreamEndCapture_ptsz(CUstream stream, CUgraph* out) {
@@ -206,12 +213,14 @@ CUresult cuStreamGetCaptureInfo_v2_ptsz(CUstream stream, CUstreamCaptureStatus* 
     return status(Entry::cuStreamGetCaptureInfo_v2_ptsz, own_default(stream), out, id, graph, dependencies, count);
 }
 CUresult cuStreamGetCaptureInfo_v3(CUstream stream, CUstreamCaptureStatus* out, cuuint64_t* id, CUgraph* graph,
-                                   const CUgraphNode** dependencies, const CUgraphEdgeData** edges, std::size_t* count) {
+                                   const CUgraphNode** dependencies, const CUgraphEdgeData** edges,
+                                   std::size_t* count) {
     if (edges != nullptr) *edges = nullptr;
     return status(Entry::cuStreamGetCaptureInfo_v3, stream, out, id, graph, dependencies, count);
 }
 CUresult cuStreamGetCaptureInfo_v3_ptsz(CUstream stream, CUstreamCaptureStatus* out, cuuint64_t* id, CUgraph* graph,
-                                        const CUgraphNode** dependencies, const CUgraphEdgeData** edges, std::size_t* count) {
+                                        const CUgraphNode** dependencies, const CUgraphEdgeData** edges,
+                                        std::size_t* count) {
     if (edges != nullptr) *edges = nullptr;
     return status(Entry::cuStreamGetCaptureInfo_v3_ptsz, own_default(stream), out, id, graph, dependencies, count);
 }

@@ -22,7 +22,8 @@ void number(const char* name, std::int64_t lowest, std::int64_t& target, std::st
     char* end = nullptr;
     const long long read = std::strtoll(value, &end, 10);
     if (*end != '\0' || read < lowest) {
-        complaint = std::string(name) + "=" + value + ": a whole number of at least " + std::to_string(lowest) + " is allowed";
+        complaint =
+            std::string(name) + "=" + value + ": a whole number of at least " + std::to_string(lowest) + " is allowed";
         return;
     }
     target = read;
@@ -65,7 +66,8 @@ Config read_config() {
     out.label = text("FAKECUDA_CLIENT", text("TIERLINE_CLIENT", "").c_str());
     const std::string clock = text("FAKECUDA_CLOCK", "virtual");
     out.wall_clock = clock == "wall";
-    if (clock != "wall" && clock != "virtual") out.complaint = "FAKECUDA_CLOCK=" + clock + ": virtual and wall are allowed";
+    if (clock != "wall" && clock != "virtual")
+        out.complaint = "FAKECUDA_CLOCK=" + clock + ": virtual and wall are allowed";
     if (const char* value = variable("FAKECUDA_SCALE")) {
         char* end = nullptr;
         out.scale = std::strtod(value, &end);

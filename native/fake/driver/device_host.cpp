@@ -1,13 +1,12 @@
+// One case and one method for every kind of change: that is why this file is longer than others.
 #include "device_host.hpp"
 
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <ctime>
 
-#include "calls.hpp"
 #include "config.hpp"
 
 namespace tierline::fakecuda {
@@ -17,8 +16,22 @@ constexpr std::uint64_t kSeed = 1;
 constexpr std::int64_t kReapEveryNs = 5'000'000;
 
 enum class Kind : std::uint32_t {
-    create_context, destroy_context, create_stream, destroy_stream, create_event, destroy_event, register_kernel,
-    kernel, graph, copy, event, wait, host, host_done, post, advance
+    create_context,
+    destroy_context,
+    create_stream,
+    destroy_stream,
+    create_event,
+    destroy_event,
+    register_kernel,
+    kernel,
+    graph,
+    copy,
+    event,
+    wait,
+    host,
+    host_done,
+    post,
+    advance
 };
 
 std::int64_t monotonic_ns() {
@@ -29,7 +42,8 @@ std::int64_t monotonic_ns() {
 
 }  // namespace
 
-// One change to the device. What follows it in the journal (a kernel's spec, stream options, a graph's nodes) is its payload.
+// One change to the device. What follows it in the journal (a kernel's spec, stream options, a graph's nodes) is its
+// payload.
 struct DeviceHost::Command {
     Kind kind;
     std::int32_t first = 0;   // context, stream, event or token
@@ -175,7 +189,9 @@ void DeviceHost::apply(const Command& c, const void* payload, bool replaying) {
         case Kind::graph:
             enqueued = device.enqueue_graph(c.first, static_cast<const KernelId*>(payload), c.second, c.at_ns);
             break;
-        case Kind::copy: enqueued = device.enqueue_copy(c.first, c.bytes, static_cast<Direction>(c.second), c.at_ns); break;
+        case Kind::copy:
+            enqueued = device.enqueue_copy(c.first, c.bytes, static_cast<Direction>(c.second), c.at_ns);
+            break;
         case Kind::event: enqueued = device.enqueue_event(c.first, c.second, c.at_ns); break;
         case Kind::wait: enqueued = device.enqueue_wait(c.first, c.second, c.at_ns); break;
         case Kind::host: enqueued = device.enqueue_host(c.first, c.cookie, c.at_ns); break;
@@ -229,7 +245,8 @@ void DeviceHost::drain(bool replaying) {
             }
             if (place != nullptr) *place = call;
         } else if (done.kind == OpKind::kernel && !replaying) {
-            const Interval interval{done.submitted_ns, done.start_ns, done.end_ns, done.kernel, done.stream, done.client, 0};
+            const Interval interval{
+                done.submitted_ns, done.start_ns, done.end_ns, done.kernel, done.stream, done.client, 0};
             if (!shared_) {
                 if (keep_intervals_) intervals_.push_back(interval);
             } else if (file_.header().keep_intervals != 0) {
@@ -389,60 +406,6 @@ void DeviceHost::reap() {
         }
         file_.free_slot(slot);
     }
-}
-
-std::string DeviceHost::truth_json() const {
-    const Truth& truth = held_->truth();
-    const auto real = [](double value) {
-        char text[40];
-        std::snprintf(text, sizeof text, "%.9g", value);
-        return std::string(text);
-    };
-    JsonLine line;
-    line.text("device", held_->spec().name)
-        .raw("simulated_device", "true")
-        .number("now_ns", held_->now_ns())
-        .raw("sm_peak", real(truth.sm_peak))
-        .raw("bw_peak", real(truth.bw_peak))
-        .raw("shared_sm_peak", real(truth.shared_sm_peak))
-        .raw("shared_bw_peak", real(truth.shared_bw_peak))
-        .number("busy_ns", truth.busy_ns)
-        .number("shared_ns", truth.shared_ns)
-        .number("excess_ns", truth.excess_ns)
-        .raw("sm_integral", real(truth.sm_integral))
-        .raw("bw_integral", real(truth.bw_integral))
-        .number("kernels_done", truth.kernels_done)
-        .number("completions_lost", truth.completions_lost)
-        .number("pid", ::getpid())
-        .number("client", client_)
-        .text("label", label_);
-    const Interval* intervals = intervals_.data();
-    std::uint64_t count = intervals_.size();
-    if (shared_) {
-        intervals = file_.intervals();
-        count = const_cast<SharedFile&>(file_).header().intervals.load(std::memory_order_acquire);
-    }
-    std::string kernels = "[";
-    for (std::uint64_t i = 0; i < count; ++i) {
-        const KernelSpec* spec = held_->kernel(intervals[i].kernel);
-        const AloneProfile* alone = held_->alone_profile(intervals[i].kernel);
-        JsonLine one;
-        one.text("name", spec != nullptr ? spec->name : "?")
-            .number("client", intervals[i].client)
-            .number("stream", intervals[i].stream)
-            .number("submitted_ns", intervals[i].submitted_ns)
-            .number("start_ns", intervals[i].start_ns)
-            .number("end_ns", intervals[i].end_ns);
-        if (alone != nullptr) {
-            one.raw("sm_util", real(alone->sm_util)).raw("bw_util", real(alone->bw_util)).number("alone_ns", alone->duration_ns);
-        }
-        if (i > 0) kernels += ",\n";
-        std::string text = one.take();
-        text.pop_back();
-        kernels += text;
-    }
-    line.raw("kernels", kernels + "]");
-    return line.take();
 }
 
 }  // namespace tierline::fakecuda

@@ -21,7 +21,8 @@ void in_child() {
 }
 
 std::int64_t real_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
 }
 
 // A thread's entry in the driver's list, for as long as the thread lives. Made with the driver's lock held.
@@ -179,8 +180,9 @@ void wait_step(Session& session) {
     d.host.reap();
     if (!config().wall_clock) {
         run_host_calls(session);
-        // Several threads that launch share the clock: it stands still while one of them is between two launches. A bound
-        // of real time keeps a thread that has gone elsewhere from stopping it. One thread alone never waits here.
+        // Several threads that launch share the clock: it stands still while one of them is between two launches. A
+        // bound of real time keeps a thread that has gone elsewhere from stopping it. One thread alone never waits
+        // here.
         if (others_are_launching()) {
             session.pause(20'000);
             return;
@@ -328,7 +330,8 @@ void fakecuda_host(long long ns) {
     using namespace tierline::fakecuda;
     if (after_fork() || ns <= 0) return;
     if (config().wall_clock) {
-        std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<std::int64_t>(static_cast<double>(ns) / config().scale)));
+        std::this_thread::sleep_for(
+            std::chrono::nanoseconds(static_cast<std::int64_t>(static_cast<double>(ns) / config().scale)));
         return;
     }
     Session session;

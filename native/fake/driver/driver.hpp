@@ -20,8 +20,8 @@ namespace tierline::fakecuda {
 
 // What the virtual clock knows of a thread that launches. Read and written under the driver's lock.
 struct ThreadState {
-    bool waiting = false;              // within a call that waits for the device
-    std::int64_t last_launch_ns = 0;   // real time
+    bool waiting = false;             // within a call that waits for the device
+    std::int64_t last_launch_ns = 0;  // real time
 };
 
 struct PendingHostCall {
@@ -135,7 +135,8 @@ void wait_until(Session& session, Done&& done) {
 
 // Streams: null and 1 are the legacy default stream, 2 is the thread's own. `_ptsz` forms map null to 2 beforehand.
 inline CUstream own_default(CUstream stream) { return stream == nullptr ? per_thread_stream() : stream; }
-// The stream that a handle names, made if it is a default stream that is used for the first time; null for a bad handle.
+// The stream that a handle names, made if it is a default stream that is used for the first time; null for a bad
+// handle.
 Stream* find_stream(CUstream handle);
 Stream* make_stream(Context& context, unsigned flags, int priority, bool legacy, bool per_thread, GreenContext* green,
                     Status& status);
@@ -157,9 +158,9 @@ CUresult enqueue(Session& session, Stream& stream, Enqueue&& what) {
 }
 
 // capture.cpp. Each returns CUDA_SUCCESS, or the error of a call that capture forbids (and invalidates what it must).
-CUresult unsafe_call();                     // a call that must not be made while captures forbid it to this thread
-CUresult before_enqueue(Stream& stream);    // an operation is about to be put into the stream
-CUresult no_capture(Stream& stream);        // a call on a stream (query, synchronise) that is wrong while it captures
+CUresult unsafe_call();                   // a call that must not be made while captures forbid it to this thread
+CUresult before_enqueue(Stream& stream);  // an operation is about to be put into the stream
+CUresult no_capture(Stream& stream);      // a call on a stream (query, synchronise) that is wrong while it captures
 void invalidate(Capture& capture);
 Node* capture_node(Stream& stream, CUgraphNodeType type);
 

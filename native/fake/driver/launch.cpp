@@ -1,4 +1,5 @@
-// What a launch means: its arguments are read, its shape gets a kernel number of the device, and it is put into a stream.
+// What a launch means: its arguments are read, its shape gets a kernel number of the device, and it is put into a
+// stream.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -14,9 +15,7 @@ namespace {
 void* const kBufferPointer = reinterpret_cast<void*>(1);
 void* const kBufferSize = reinterpret_cast<void*>(2);
 
-std::uint64_t product(const std::uint32_t* three) {
-    return static_cast<std::uint64_t>(three[0]) * three[1] * three[2];
-}
+std::uint64_t product(const std::uint32_t* three) { return static_cast<std::uint64_t>(three[0]) * three[1] * three[2]; }
 
 }  // namespace
 
@@ -31,7 +30,8 @@ CUresult check_launch(const Launch& launch) {
     const Function& function = *launch.function;
     const std::uint64_t threads = product(&launch.shape[3]);
     if (product(&launch.shape[0]) == 0 || threads == 0) return CUDA_ERROR_INVALID_VALUE;
-    if (launch.shape[1] > 65535 || launch.shape[2] > 65535 || launch.shape[0] > 2147483647U) return CUDA_ERROR_INVALID_VALUE;
+    if (launch.shape[1] > 65535 || launch.shape[2] > 65535 || launch.shape[0] > 2147483647U)
+        return CUDA_ERROR_INVALID_VALUE;
     if (threads > static_cast<std::uint64_t>(std::min(function.max_threads, device.max_threads_per_block))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -109,7 +109,8 @@ CUresult enqueue_launch(Session& session, Stream& stream, const Launch& launch) 
     driver().host.pass(config().launch_ns);
     note_launch();
     const CUresult result = enqueue(session, stream, [&] { return driver().host.kernel(stream.engine, number); });
-    return result == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES && launch.cooperative ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : result;
+    return result == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES && launch.cooperative ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+                                                                              : result;
 }
 
 CUresult enqueue_host_call(Session& session, Stream& stream, CUhostFn function, void* user_data) {

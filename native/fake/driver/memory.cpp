@@ -1,4 +1,5 @@
-// Device memory: addresses that are real in this process, so that copies move data, and a count against the device's size.
+// Device memory: addresses that are real in this process, so that copies move data, and a count against the device's
+// size.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -31,7 +32,8 @@ CUresult allocate(std::size_t bytes, Pool* pool, CUdeviceptr& out) {
     if (bytes > total || used > total - bytes) return CUDA_ERROR_OUT_OF_MEMORY;
     // Costs no memory of the host until it is touched.
     const std::size_t mapped = paged(bytes);
-    void* const place = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const place =
+        ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (place == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
     Allocation made;
     made.bytes = bytes;

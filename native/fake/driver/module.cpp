@@ -1,9 +1,9 @@
 // The images that this driver loads: text. First line "FAKECUDA 1", then one line a kernel:
 //     kernel NAME [key=value ...]
-// Keys: block (threads that flops and bytes are meant for), threads (most of a block), regs, smem (static shared memory),
-// dynamic_smem (most), flops and bytes (per block), l2_hit, working_set, efficiency, dram_efficiency, saturating,
-// floor_ns, unit=fp32|tensor, spin and post (tokens), cooperative=1, params=8,8,4 (sizes of the arguments).
-// A name that the engine knows starts from the engine's kernel. Lines that begin with # are comments.
+// Keys: block (threads that flops and bytes are meant for), threads (most of a block), regs, smem (static shared
+// memory), dynamic_smem (most), flops and bytes (per block), l2_hit, working_set, efficiency, dram_efficiency,
+// saturating, floor_ns, unit=fp32|tensor, spin and post (tokens), cooperative=1, params=8,8,4 (sizes of the
+// arguments). A name that the engine knows starts from the engine's kernel. Lines that begin with # are comments.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -108,7 +108,8 @@ std::unique_ptr<Function> parse_kernel(std::istringstream& words, Module* module
     std::string word;
     while (words >> word) {
         const auto equals = word.find('=');
-        if (equals == std::string::npos || !set_key(*function, word.substr(0, equals), word.substr(equals + 1))) return nullptr;
+        if (equals == std::string::npos || !set_key(*function, word.substr(0, equals), word.substr(equals + 1)))
+            return nullptr;
     }
     return function;
 }
@@ -119,7 +120,8 @@ CUresult load_image(const void* image, Tag kind, Module*& out) {
     if (image == nullptr) return CUDA_ERROR_INVALID_VALUE;
     static constexpr char kFirstLine[] = "FAKECUDA 1\n";
     // Real images begin with other bytes; only then may it be read as a C string.
-    if (std::strncmp(static_cast<const char*>(image), kFirstLine, sizeof kFirstLine - 1) != 0) return CUDA_ERROR_INVALID_IMAGE;
+    if (std::strncmp(static_cast<const char*>(image), kFirstLine, sizeof kFirstLine - 1) != 0)
+        return CUDA_ERROR_INVALID_IMAGE;
     std::istringstream lines(static_cast<const char*>(image));
     auto module = std::make_unique<Module>(kind);
     std::string line;

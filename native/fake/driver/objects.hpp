@@ -1,5 +1,5 @@
-// What the driver's handles point to. Each begins with a tag, so that a handle of another kind, or one that was destroyed,
-// is told from a good one; destroyed objects keep their memory until the process ends for that reason.
+// What the driver's handles point to. Each begins with a tag, so that a handle of another kind, or one that was
+// destroyed, is told from a good one; destroyed objects keep their memory until the process ends for that reason.
 #pragma once
 
 #include <array>
@@ -18,8 +18,21 @@ namespace tierline::fakecuda {
 using namespace tierline::fake;  // the engine
 
 enum class Tag : std::uint32_t {
-    dead = 0xdeadfa4e, context = 0xfa4e0001, module, library, function, kernel, stream, event, graph, graph_exec, node, pool,
-    green_context, resource, allocation
+    dead = 0xdeadfa4e,
+    context = 0xfa4e0001,
+    module,
+    library,
+    function,
+    kernel,
+    stream,
+    event,
+    graph,
+    graph_exec,
+    node,
+    pool,
+    green_context,
+    resource,
+    allocation
 };
 
 // Objects that still count or once did. They are never freed, and never lost either: a leak checker finds them here.
@@ -50,8 +63,8 @@ struct Context : Object {
     unsigned flags = 0;
     std::uint64_t id = 0;
     GreenContext* green = nullptr;
-    Context* parent = nullptr;      // of a green context: the primary context whose memory it shares
-    Stream* legacy = nullptr;       // made at first use
+    Context* parent = nullptr;  // of a green context: the primary context whose memory it shares
+    Stream* legacy = nullptr;   // made at first use
     std::unordered_map<std::uint64_t, Stream*> per_thread;
     std::vector<Stream*> streams;
 };
@@ -161,7 +174,7 @@ struct Graph : Object {
 
 struct GraphExec : Object {
     GraphExec() : Object(Tag::graph_exec) {}
-    std::vector<Node*> nodes;                // copies of the graph's, in the same order
+    std::vector<Node*> nodes;                 // copies of the graph's, in the same order
     std::unordered_map<Node*, Node*> copies;  // graph's node -> its copy here
 };
 
@@ -182,7 +195,8 @@ struct Pool : Object {
     std::uint64_t used = 0, used_high = 0, reserved = 0, reserved_high = 0, threshold = 0, most = 0;
 };
 
-// One range of addresses. Device memory is host memory that costs nothing until it is touched, so that copies do move data.
+// One range of addresses. Device memory is host memory that costs nothing until it is touched, so that copies do move
+// data.
 struct Allocation {
     std::size_t bytes = 0;
     std::size_t mapped = 0;

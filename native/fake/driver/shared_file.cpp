@@ -73,7 +73,7 @@ std::string SharedFile::join(const std::string& path, const std::string& setting
     file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (file_ < 0) return failed("cannot open the shared device");
     if (::flock(file_, LOCK_EX) != 0) return failed("cannot lock the shared device");
-    struct stat about {};
+    struct stat about{};
     ::fstat(file_, &about);
     file_bytes_ = static_cast<std::uint64_t>(about.st_size);
     const bool made = file_bytes_ == 0;
@@ -143,7 +143,7 @@ void SharedFile::unlock() { ::pthread_mutex_unlock(&header_->lock); }
 
 bool SharedFile::grow(std::uint64_t bytes) {
     if (bytes <= file_bytes_) return true;
-    struct stat about {};
+    struct stat about{};
     if (::fstat(file_, &about) != 0) return false;
     file_bytes_ = static_cast<std::uint64_t>(about.st_size);
     if (bytes <= file_bytes_) return true;

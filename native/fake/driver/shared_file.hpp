@@ -47,7 +47,7 @@ public:
     struct Header {
         std::uint64_t magic;
         pthread_mutex_t lock;
-        std::int64_t base_real_ns;  // CLOCK_MONOTONIC at which device time began
+        std::int64_t base_real_ns;              // CLOCK_MONOTONIC at which device time began
         std::atomic<std::uint64_t> checkpoint;  // generation << 1 | which of the two copies is whole
         std::atomic<std::uint64_t> tail;        // generation << 32 | bytes of the journal; another generation: empty
         std::atomic<std::uint64_t> intervals;   // how many stand behind the fixed part

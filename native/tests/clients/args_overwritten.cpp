@@ -24,7 +24,8 @@ int main(int count, char** values) {
         std::memcpy(buffer + 8, &i, 4);
         std::size_t size = sizeof buffer;
         void* extra[] = {reinterpret_cast<void*>(1), buffer, reinterpret_cast<void*>(2), &size, nullptr};
-        client::must(cuLaunchKernel(kernel, 264, 1, 1, 256, 1, 1, 0, stream, nullptr, extra), "cuLaunchKernel with extra");
+        client::must(cuLaunchKernel(kernel, 264, 1, 1, 256, 1, 1, 0, stream, nullptr, extra),
+                     "cuLaunchKernel with extra");
         std::memset(buffer, 0xff, sizeof buffer);
         std::memset(static_cast<void*>(extra), 0xff, sizeof extra);
 
@@ -39,7 +40,8 @@ int main(int count, char** values) {
         std::memset(static_cast<void*>(&config), 0xff, sizeof config);
         std::memset(static_cast<void*>(&attribute), 0xff, sizeof attribute);
         again[0] = again[1] = nullptr;
-        client::must(cuLaunchKernel(bare, 132, 1, 1, 128, 1, 1, 0, stream, nullptr, nullptr), "cuLaunchKernel without arguments");
+        client::must(cuLaunchKernel(bare, 132, 1, 1, 128, 1, 1, 0, stream, nullptr, nullptr),
+                     "cuLaunchKernel without arguments");
     }
     client::must(cuStreamSynchronize(stream), "cuStreamSynchronize");
     std::printf("{\"launches\": %d}\n", launches * 4);

@@ -25,7 +25,8 @@ struct Outcome {
 };
 
 // One kernel is captured, an event that is not part of it is asked about from elsewhere, capture ends.
-Outcome attempt(CUfunction kernel, CUstream stream, CUevent event, CUstreamCaptureMode capture, CUstreamCaptureMode asker) {
+Outcome attempt(CUfunction kernel, CUstream stream, CUevent event, CUstreamCaptureMode capture,
+                CUstreamCaptureMode asker) {
     Outcome out{};
     CUgraph graph = nullptr;
     client::must(cuStreamBeginCapture_v2(stream, capture), "cuStreamBeginCapture");
@@ -38,7 +39,8 @@ Outcome attempt(CUfunction kernel, CUstream stream, CUevent event, CUstreamCaptu
 }
 
 void print(const char* name, const Outcome& outcome) {
-    std::printf("\"%s\": {\"query\": %d, \"end\": %d, \"graph\": %s}, ", name, outcome.query, outcome.end, outcome.graph ? "true" : "false");
+    std::printf("\"%s\": {\"query\": %d, \"end\": %d, \"graph\": %s}, ", name, outcome.query, outcome.end,
+                outcome.graph ? "true" : "false");
 }
 
 }  // namespace
@@ -63,7 +65,8 @@ int main(int count, char** values) {
     int busy_result = 0;
     std::thread busy([&] {
         cuCtxSetCurrent(g_context);
-        for (long long i = 0; i < busy_launches && busy_result == 0; ++i) busy_result = client::launch(kernel, other, 66, static_cast<int>(i));
+        for (long long i = 0; i < busy_launches && busy_result == 0; ++i)
+            busy_result = client::launch(kernel, other, 66, static_cast<int>(i));
     });
     CUevent fork = nullptr;
     CUevent join = nullptr;
@@ -89,17 +92,23 @@ int main(int count, char** values) {
     client::must(cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");
     for (int i = 0; i < 3; ++i) client::must(cuGraphLaunch(exec, stream), "cuGraphLaunch");
     client::must(cuStreamSynchronize(stream), "cuStreamSynchronize");
-    std::printf("{\"nodes\": %zu, \"side_captures\": %s, ", nodes, status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? "true" : "false");
+    std::printf("{\"nodes\": %zu, \"side_captures\": %s, ", nodes,
+                status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? "true" : "false");
     if (client::flag(count, values, "--polite")) {  // nothing that a capture forbids
         std::printf("\"done\": true}\n");
         return 0;
     }
 
-    print("global_asked_globally", attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_GLOBAL));
-    print("global_asked_thread_local", attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-    print("global_asked_relaxed", attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED));
-    print("thread_local_asked_globally", attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_GLOBAL));
-    print("relaxed_asked_globally", attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    print("global_asked_globally",
+          attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    print("global_asked_thread_local",
+          attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    print("global_asked_relaxed",
+          attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED));
+    print("thread_local_asked_globally",
+          attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    print("relaxed_asked_globally",
+          attempt(kernel, stream, done, CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_GLOBAL));
 
     // Each rule that capture has, broken once: the call's status, and what ending the capture says.
     const auto broken = [&](const char* name, auto&& call) {
@@ -108,7 +117,8 @@ int main(int count, char** values) {
         client::must(client::launch(tiny, stream), "cuLaunchKernel");
         const int result = call();
         const int end = cuStreamEndCapture(stream, &none);
-        std::printf("\"%s\": {\"call\": %d, \"end\": %d, \"graph\": %s}, ", name, result, end, none != nullptr ? "true" : "false");
+        std::printf("\"%s\": {\"call\": %d, \"end\": %d, \"graph\": %s}, ", name, result, end,
+                    none != nullptr ? "true" : "false");
         if (none != nullptr) cuGraphDestroy(none);
     };
     CUdeviceptr memory = 0;
@@ -143,7 +153,8 @@ int main(int count, char** values) {
     const int after = client::launch(tiny, blocking);
     cuStreamEndCapture(blocking, &graph);
     CUgraph unused = nullptr;
-    std::printf("\"implicit\": %d, \"after_invalidation\": %d, \"legacy\": %d, \"not_capturing\": %d}\n", implicit, after,
-                cuStreamBeginCapture_v2(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL), cuStreamEndCapture(stream, &unused));
+    std::printf("\"implicit\": %d, \"after_invalidation\": %d, \"legacy\": %d, \"not_capturing\": %d}\n", implicit,
+                after, cuStreamBeginCapture_v2(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL),
+                cuStreamEndCapture(stream, &unused));
     return 0;
 }

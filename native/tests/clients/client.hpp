@@ -1,5 +1,5 @@
-// What the client programs share: each is a small stranger to Tierline that uses the driver in one particular way and prints
-// what it saw as one JSON object. They run with the interposer preloaded and without it.
+// What the client programs share: each is a small stranger to Tierline that uses the driver in one particular way and
+// prints what it saw as one JSON object. They run with the interposer preloaded and without it.
 #pragma once
 
 #include <dlfcn.h>
@@ -33,7 +33,8 @@ std::string object_of(Function* function) {
     Dl_info about{};
     void* address = nullptr;
     std::memcpy(&address, &function, sizeof address);
-    return address != nullptr && ::dladdr(address, &about) != 0 && about.dli_fname != nullptr ? base(about.dli_fname) : "";
+    return address != nullptr && ::dladdr(address, &about) != 0 && about.dli_fname != nullptr ? base(about.dli_fname)
+                                                                                              : "";
 }
 
 // The name that the function has there.

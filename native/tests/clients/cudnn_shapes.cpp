@@ -16,12 +16,12 @@ int cudnnSetFilter4dDescriptor(void* filter, int type, int format, int k, int c,
 int cudnnCreateConvolutionDescriptor(void** out);
 int cudnnSetConvolution2dDescriptor(void*, int, int, int, int, int, int, int, int);
 int cudnnSetConvolutionGroupCount(void* convolution, int groups);
-int cudnnConvolutionForward(void*, const void*, const void*, const void*, const void*, const void*, const void*, int, void*, std::size_t,
-                            const void*, const void*, void*);
-int cudnnConvolutionBackwardData(void*, const void*, const void*, const void*, const void*, const void*, const void*, int, void*, std::size_t,
-                                 const void*, const void*, void*);
-int cudnnConvolutionBackwardFilter(void*, const void*, const void*, const void*, const void*, const void*, const void*, int, void*, std::size_t,
-                                   const void*, const void*, void*);
+int cudnnConvolutionForward(void*, const void*, const void*, const void*, const void*, const void*, const void*, int,
+                            void*, std::size_t, const void*, const void*, void*);
+int cudnnConvolutionBackwardData(void*, const void*, const void*, const void*, const void*, const void*, const void*,
+                                 int, void*, std::size_t, const void*, const void*, void*);
+int cudnnConvolutionBackwardFilter(void*, const void*, const void*, const void*, const void*, const void*, const void*,
+                                   int, void*, std::size_t, const void*, const void*, void*);
 int cudnnBackendCreateDescriptor(int type, void** out);
 int cudnnBackendExecute(void* handle, void* plan, void* variants);
 }
@@ -40,15 +40,20 @@ int main(int count, char** values) {
     client::must(cudnnSetTensor4dDescriptor(x, 0, 2, 32, 256, 14, 14), "cudnnSetTensor4dDescriptor");
     client::must(cudnnSetTensor4dDescriptor(y, 0, 2, 32, 512, 14, 14), "cudnnSetTensor4dDescriptor");
     client::must(cudnnSetFilter4dDescriptor(w, 2, 0, 512, 256 / groups, 3, 3), "cudnnSetFilter4dDescriptor");
-    client::must(cudnnSetConvolution2dDescriptor(convolution, 1, 1, 1, 1, 1, 1, 1, 0), "cudnnSetConvolution2dDescriptor");
+    client::must(cudnnSetConvolution2dDescriptor(convolution, 1, 1, 1, 1, 1, 1, 1, 0),
+                 "cudnnSetConvolution2dDescriptor");
     client::must(cudnnSetConvolutionGroupCount(convolution, groups), "cudnnSetConvolutionGroupCount");
     const float one = 1;
     const float zero = 0;
     void* const memory = reinterpret_cast<void*>(0x10000);  // never read
-    client::must(cudnnConvolutionForward(handle, &one, x, memory, w, memory, convolution, 1, nullptr, 0, &zero, y, memory), "cudnnConvolutionForward");
-    client::must(cudnnConvolutionBackwardData(handle, &one, w, memory, y, memory, convolution, 1, nullptr, 0, &zero, x, memory),
-                 "cudnnConvolutionBackwardData");
-    client::must(cudnnConvolutionBackwardFilter(handle, &one, x, memory, y, memory, convolution, 1, nullptr, 0, &zero, w, memory),
+    client::must(
+        cudnnConvolutionForward(handle, &one, x, memory, w, memory, convolution, 1, nullptr, 0, &zero, y, memory),
+        "cudnnConvolutionForward");
+    client::must(
+        cudnnConvolutionBackwardData(handle, &one, w, memory, y, memory, convolution, 1, nullptr, 0, &zero, x, memory),
+        "cudnnConvolutionBackwardData");
+    client::must(cudnnConvolutionBackwardFilter(handle, &one, x, memory, y, memory, convolution, 1, nullptr, 0, &zero,
+                                                w, memory),
                  "cudnnConvolutionBackwardFilter");
     client::must(cudnnBackendCreateDescriptor(20, &plan), "cudnnBackendCreateDescriptor");
     client::must(cudnnBackendExecute(handle, plan, plan), "cudnnBackendExecute");

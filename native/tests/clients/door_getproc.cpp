@@ -63,11 +63,13 @@ int main(int count, char** values) {
         const int old_rc = first(question.name, &old_answer, question.version, question.flags);
         const int rc = second(question.name, &answer, question.version, question.flags, &status);
         const bool untouched = answer == reinterpret_cast<void*>(1);
-        std::printf("%s\n{\"name\": \"%s\", \"version\": %d, \"flags\": %llu, \"rc\": %d, \"status\": %d, \"symbol\": \"%s\", "
-                    "\"object\": \"%s\", \"untouched\": %s, \"first_rc\": %d, \"same\": %s}",
-                    separator, question.name, question.version, static_cast<unsigned long long>(question.flags), rc, status,
-                    untouched ? "" : client::symbol_of(answer).c_str(), untouched ? "" : client::object_of(static_cast<char*>(answer)).c_str(),
-                    untouched ? "true" : "false", old_rc, answer == old_answer ? "true" : "false");
+        std::printf(
+            "%s\n{\"name\": \"%s\", \"version\": %d, \"flags\": %llu, \"rc\": %d, \"status\": %d, \"symbol\": \"%s\", "
+            "\"object\": \"%s\", \"untouched\": %s, \"first_rc\": %d, \"same\": %s}",
+            separator, question.name, question.version, static_cast<unsigned long long>(question.flags), rc, status,
+            untouched ? "" : client::symbol_of(answer).c_str(),
+            untouched ? "" : client::object_of(static_cast<char*>(answer)).c_str(), untouched ? "true" : "false",
+            old_rc, answer == old_answer ? "true" : "false");
         separator = ",";
     }
     // Launches through what the second form gives; --nested asks it for itself first, --per-thread wants those forms.
@@ -83,8 +85,10 @@ int main(int count, char** values) {
     const client::Found driver([&](const char* name) -> void* {
         void* out = nullptr;
         CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SUCCESS;
-        if (old_form) client::must(first(name, &out, 12000, flags), name);
-        else client::must(second(name, &out, 12000, flags, &status), name);
+        if (old_form)
+            client::must(first(name, &out, 12000, flags), name);
+        else
+            client::must(second(name, &out, 12000, flags, &status), name);
         return out;
     });
     driver.run(3, !per_thread);

@@ -35,6 +35,7 @@ int main() {
     const int quiet = in_child([] { return 0; });  // a child that does nothing with the driver, as a data loader's
     for (int i = 0; i < 5; ++i) client::must(client::launch(kernel, stream), "cuLaunchKernel");
     client::must(cuStreamSynchronize(stream), "cuStreamSynchronize");
-    std::printf("{\"early_child\": %d, \"late_child\": %d, \"quiet_child\": %d, \"parent\": \"done\"}\n", early, late, quiet);
+    std::printf("{\"early_child\": %d, \"late_child\": %d, \"quiet_child\": %d, \"parent\": \"done\"}\n", early, late,
+                quiet);
     return 0;
 }

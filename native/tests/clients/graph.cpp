@@ -9,7 +9,8 @@ int main(int count, char** values) {
     const char* const names[] = {"compute_kernel", "memory_kernel", "tiny_kernel"};
     CUgraph graph = nullptr;
     client::must(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "cuStreamBeginCapture");
-    for (int i = 0; i < 3; ++i) client::must(client::launch(client::function(module, names[i]), stream, 132 * (i + 1), i), "cuLaunchKernel");
+    for (int i = 0; i < 3; ++i)
+        client::must(client::launch(client::function(module, names[i]), stream, 132 * (i + 1), i), "cuLaunchKernel");
     client::must(cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
     CUgraphNode nodes[8];
     std::size_t found = 8;
@@ -18,7 +19,8 @@ int main(int count, char** values) {
     for (std::size_t i = 0; i < found; ++i) {
         CUDA_KERNEL_NODE_PARAMS_v2 parameters{};
         client::must(cuGraphKernelNodeGetParams_v2(nodes[i], &parameters), "cuGraphKernelNodeGetParams");
-        std::printf("%s[%u, %d]", i > 0 ? ", " : "", parameters.gridDimX, *static_cast<int*>(parameters.kernelParams[1]));
+        std::printf("%s[%u, %d]", i > 0 ? ", " : "", parameters.gridDimX,
+                    *static_cast<int*>(parameters.kernelParams[1]));
     }
     CUgraphExec exec = nullptr;
     client::must(cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");

@@ -10,12 +10,14 @@ struct dim3 {
     unsigned x, y, z;
 };
 void** __cudaRegisterFatBinary(void* wrapper);
-void __cudaRegisterFunction(void** binary, const char* stub, char* device, const char* name, int limit, void*, void*, void*, void*, int*);
+void __cudaRegisterFunction(void** binary, const char* stub, char* device, const char* name, int limit, void*, void*,
+                            void*, void*, int*);
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared, CUstream stream);
 int __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* shared, void* stream);
 int __cudaGetKernel(CUkernel* out, const void* stub);
 int __cudaLaunchKernel(CUkernel kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared, CUstream stream);
-int __cudaLaunchKernel_ptsz(CUkernel kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared, CUstream stream);
+int __cudaLaunchKernel_ptsz(CUkernel kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                            CUstream stream);
 int cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared, CUstream stream);
 int cudaMalloc(void** out, std::size_t bytes);
 int cudaFree(void* pointer);

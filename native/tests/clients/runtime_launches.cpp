@@ -1,5 +1,5 @@
-// What a program compiled by nvcc 13 does for its launches, by hand; built with a static runtime (door_static_runtime) and
-// with the shared one (door_shared_runtime).
+// What a program compiled by nvcc 13 does for its launches, by hand; built with a static runtime
+// (door_static_runtime) and with the shared one (door_shared_runtime).
 #include "client.hpp"
 #include "runtime_api.hpp"
 
@@ -19,7 +19,8 @@ int main() {
     static Wrapper wrapper{0x466243b1, 1, client::kImage, nullptr};
     const void* const name = reinterpret_cast<const void*>(&stub);
     void** const binary = __cudaRegisterFatBinary(&wrapper);
-    __cudaRegisterFunction(binary, static_cast<const char*>(name), nullptr, "compute_kernel", -1, nullptr, nullptr, nullptr, nullptr, nullptr);
+    __cudaRegisterFunction(binary, static_cast<const char*>(name), nullptr, "compute_kernel", -1, nullptr, nullptr,
+                           nullptr, nullptr, nullptr);
 
     void* memory = nullptr;
     CUstream stream = nullptr;
@@ -56,9 +57,11 @@ int main() {
 
     using Calls = unsigned long long (*)(const char*);
     const auto calls = reinterpret_cast<Calls>(::dlsym(::dlopen("libcuda.so.1", RTLD_NOW), "fakecuda_calls"));
-    std::printf("{\"object\": \"%s\", \"copied\": %s, \"ms\": %.6f, \"launches\": %llu, \"per_thread\": %llu, \"export_tables\": %llu}\n",
-                client::object_of(&cudaLaunchKernel).c_str(), received == sent ? "true" : "false", static_cast<double>(ms),
-                calls != nullptr ? calls("cuLaunchKernel") : 0, calls != nullptr ? calls("cuLaunchKernel_ptsz") : 0,
-                calls != nullptr ? calls("cuGetExportTable") : 0);
+    std::printf(
+        "{\"object\": \"%s\", \"copied\": %s, \"ms\": %.6f, \"launches\": %llu, \"per_thread\": %llu, "
+        "\"export_tables\": %llu}\n",
+        client::object_of(&cudaLaunchKernel).c_str(), received == sent ? "true" : "false", static_cast<double>(ms),
+        calls != nullptr ? calls("cuLaunchKernel") : 0, calls != nullptr ? calls("cuLaunchKernel_ptsz") : 0,
+        calls != nullptr ? calls("cuGetExportTable") : 0);
     return 0;
 }

@@ -15,6 +15,7 @@ int main(int count, char** values) {
     const int still = cuStreamQuery(first);
     fakecuda_post(7);
     client::must(cuStreamSynchronize(first), "cuStreamSynchronize");
-    std::printf("{\"while_spinning\": %d, \"after\": %d, \"device_ns\": %lld}\n", still, cuStreamQuery(first), fakecuda_now());
+    std::printf("{\"while_spinning\": %d, \"after\": %d, \"device_ns\": %lld}\n", still, cuStreamQuery(first),
+                fakecuda_now());
     return 0;
 }

@@ -43,7 +43,7 @@ int main(int count, char** values) {
         });
     }
     for (std::thread& thread : threads) thread.join();
-    std::printf("{\"clients\": %d, \"launches\": %llu, \"failures\": %d, \"device_ns\": %lld}\n", clients, fakecuda_calls("cuLaunchKernel"),
-                failures.load(), fakecuda_now());
+    std::printf("{\"clients\": %d, \"launches\": %llu, \"failures\": %d, \"device_ns\": %lld}\n", clients,
+                fakecuda_calls("cuLaunchKernel"), failures.load(), fakecuda_now());
     return failures.load() == 0 ? 0 : 1;
 }

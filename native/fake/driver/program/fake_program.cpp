@@ -76,7 +76,9 @@ Arguments read_arguments(int count, char** values) {
         } else if (word == "--priority") {
             out.priority = next != nullptr ? std::atoi(next) : 0, ++i;
         } else if (word.rfind("--", 0) == 0 || !out.name.empty()) {
-            leave(kUsage, "'" + word + "' is unknown; there are NAME, --iterations, --seconds, --rate, --seed, --priority, --quiet, --list");
+            leave(kUsage, "'" + word +
+                              "' is unknown; there are NAME, --iterations, --seconds, --rate, --seed, --priority, "
+                              "--quiet, --list");
         } else {
             out.name = word;
         }
@@ -97,14 +99,17 @@ public:
         if (program.memory_bytes > 0) {
             const CUresult result = cuMemAlloc_v2(&memory_, static_cast<std::size_t>(program.memory_bytes));
             if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-                leave(kDriverFailed, program.name + " holds " + std::to_string(program.memory_bytes) + " bytes: out of memory");
+                leave(kDriverFailed,
+                      program.name + " holds " + std::to_string(program.memory_bytes) + " bytes: out of memory");
             }
             must(result, "cuMemAlloc");
         }
         for (int i = 0; i < program.streams; ++i) {
-            must(cuStreamCreateWithPriority(&streams_.emplace_back(), CU_STREAM_NON_BLOCKING, priority), "cuStreamCreateWithPriority");
+            must(cuStreamCreateWithPriority(&streams_.emplace_back(), CU_STREAM_NON_BLOCKING, priority),
+                 "cuStreamCreateWithPriority");
         }
-        for (int i = 0; i < program.events; ++i) must(cuEventCreate(&events_.emplace_back(), CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+        for (int i = 0; i < program.events; ++i)
+            must(cuEventCreate(&events_.emplace_back(), CU_EVENT_DISABLE_TIMING), "cuEventCreate");
         for (const KernelSpec& kernel : program.kernels) {
             // A module each: several kernels of a program may have one name, as instances of a template do.
             CUmodule module = nullptr;
@@ -122,7 +127,9 @@ public:
             case StepKind::graph: must(cuGraphLaunch(graphs_[step.index], stream), "cuGraphLaunch"); break;
             case StepKind::copy: copy(step, stream); break;
             case StepKind::record: must(cuEventRecord(events_[step.index], stream), "cuEventRecord"); break;
-            case StepKind::wait_event: must(cuStreamWaitEvent(stream, events_[step.index], 0), "cuStreamWaitEvent"); break;
+            case StepKind::wait_event:
+                must(cuStreamWaitEvent(stream, events_[step.index], 0), "cuStreamWaitEvent");
+                break;
             case StepKind::synchronize: must(cuStreamSynchronize(stream), "cuStreamSynchronize"); break;
             case StepKind::synchronize_all:
                 for (CUstream each : streams_) must(cuStreamSynchronize(each), "cuStreamSynchronize");
@@ -140,10 +147,10 @@ private:
         std::uint64_t sequence = ++launches_;
         void* arguments[] = {&pointer, &sequence};
         const auto shared = static_cast<unsigned>(k.dynamic_shared_bytes);
-        must(k.cooperative ? cuLaunchCooperativeKernel(functions_[index], k.grid[0], k.grid[1], k.grid[2], k.block[0], k.block[1],
-                                                       k.block[2], shared, stream, arguments)
-                           : cuLaunchKernel(functions_[index], k.grid[0], k.grid[1], k.grid[2], k.block[0], k.block[1], k.block[2],
-                                            shared, stream, arguments, nullptr),
+        must(k.cooperative ? cuLaunchCooperativeKernel(functions_[index], k.grid[0], k.grid[1], k.grid[2], k.block[0],
+                                                       k.block[1], k.block[2], shared, stream, arguments)
+                           : cuLaunchKernel(functions_[index], k.grid[0], k.grid[1], k.grid[2], k.block[0], k.block[1],
+                                            k.block[2], shared, stream, arguments, nullptr),
              "cuLaunchKernel");
     }
 
@@ -160,9 +167,15 @@ private:
         const auto bytes = static_cast<std::size_t>(std::min(step.bytes, program_.memory_bytes));
         if (step.direction != Direction::device_to_device && buffer_.size() < bytes) buffer_.resize(bytes);
         switch (step.direction) {
-            case Direction::host_to_device: must(cuMemcpyHtoDAsync_v2(memory_, buffer_.data(), bytes, stream), "cuMemcpyHtoDAsync"); break;
-            case Direction::device_to_host: must(cuMemcpyDtoHAsync_v2(buffer_.data(), memory_, bytes, stream), "cuMemcpyDtoHAsync"); break;
-            case Direction::device_to_device: must(cuMemcpyDtoDAsync_v2(memory_, memory_, bytes, stream), "cuMemcpyDtoDAsync"); break;
+            case Direction::host_to_device:
+                must(cuMemcpyHtoDAsync_v2(memory_, buffer_.data(), bytes, stream), "cuMemcpyHtoDAsync");
+                break;
+            case Direction::device_to_host:
+                must(cuMemcpyDtoHAsync_v2(buffer_.data(), memory_, bytes, stream), "cuMemcpyDtoHAsync");
+                break;
+            case Direction::device_to_device:
+                must(cuMemcpyDtoDAsync_v2(memory_, memory_, bytes, stream), "cuMemcpyDtoDAsync");
+                break;
             case Direction::fill: must(cuMemsetD8Async(memory_, 0, bytes, stream), "cuMemsetD8Async"); break;
         }
     }
@@ -179,7 +192,8 @@ private:
 
 long long quantile(std::vector<long long> values, double share) {
     if (values.empty()) return 0;
-    const auto at = static_cast<std::ptrdiff_t>(std::min<double>(static_cast<double>(values.size()) - 1, std::ceil(share * static_cast<double>(values.size())) - 1));
+    const auto at = static_cast<std::ptrdiff_t>(std::min<double>(
+        static_cast<double>(values.size()) - 1, std::ceil(share * static_cast<double>(values.size())) - 1));
     std::nth_element(values.begin(), values.begin() + at, values.end());
     return values[static_cast<std::size_t>(at)];
 }
@@ -226,10 +240,13 @@ int run(const Arguments& arguments, const Program& program) {
     must(cuCtxSynchronize(), "cuCtxSynchronize");
     const long long elapsed = fakecuda_now() - began;
     if (should_stop()) save_step(step);
-    std::printf("{\"program\": \"%s\", \"simulated_device\": true, \"iterations\": %lld, \"elapsed_ns\": %lld, \"per_second\": %.6f, "
-                "\"p50_ns\": %lld, \"p99_ns\": %lld, \"launches\": %llu}\n",
-                program.name.c_str(), step - first, elapsed, elapsed > 0 ? static_cast<double>(step - first) * 1e9 / static_cast<double>(elapsed) : 0.0,
-                quantile(latencies, 0.5), quantile(latencies, 0.99), fakecuda_calls("cuLaunchKernel"));
+    std::printf(
+        "{\"program\": \"%s\", \"simulated_device\": true, \"iterations\": %lld, \"elapsed_ns\": %lld, \"per_second\": "
+        "%.6f, "
+        "\"p50_ns\": %lld, \"p99_ns\": %lld, \"launches\": %llu}\n",
+        program.name.c_str(), step - first, elapsed,
+        elapsed > 0 ? static_cast<double>(step - first) * 1e9 / static_cast<double>(elapsed) : 0.0,
+        quantile(latencies, 0.5), quantile(latencies, 0.99), fakecuda_calls("cuLaunchKernel"));
     return 0;
 }
 

@@ -14,11 +14,13 @@ CUresult cuCtxSetCurrent(CUcontext context);
 CUresult cuCtxSynchronize();
 CUresult cuModuleLoadData(CUmodule* out, const void* image);
 CUresult cuModuleGetFunction(CUfunction* out, CUmodule module, const char* name);
-CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                        unsigned block_z, unsigned shared, CUstream stream, void** parameters, void** extra);
+CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void** parameters,
+                        void** extra);
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra);
-CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                                   unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void** parameters);
+CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                                   CUstream stream, void** parameters);
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void* data);
 CUresult cuStreamCreate(CUstream* out, unsigned flags);
 CUresult cuStreamCreateWithPriority(CUstream* out, unsigned flags, int priority);
@@ -53,7 +55,8 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t byte
 CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, std::size_t bytes);
 CUresult cuMemcpyDtoH_v2(void* to, CUdeviceptr from, std::size_t bytes);
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, std::size_t count, CUstream stream);
-CUresult cuGetProcAddress_v2(const char* symbol, void** out, int version, cuuint64_t flags, CUdriverProcAddressQueryResult* status);
+CUresult cuGetProcAddress_v2(const char* symbol, void** out, int version, cuuint64_t flags,
+                             CUdriverProcAddressQueryResult* status);
 
 // Of the fake driver alone (driver.cpp says what they do).
 unsigned long long fakecuda_calls(const char* name);

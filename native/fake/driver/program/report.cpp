@@ -36,7 +36,8 @@ void report(std::int64_t step, double loss) {
     ::clock_gettime(CLOCK_REALTIME, &now);
     char line[160];
     const int length = std::snprintf(line, sizeof line, "{\"step\": %lld, \"loss\": %.9g, \"time_ns\": %lld}\n",
-                                     static_cast<long long>(step), loss, static_cast<long long>(now.tv_sec) * 1'000'000'000 + now.tv_nsec);
+                                     static_cast<long long>(step), loss,
+                                     static_cast<long long>(now.tv_sec) * 1'000'000'000 + now.tv_nsec);
     static const int file = ::open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     // A full disk never stops the work: the report is lost.
     if (file < 0 || ::write(file, line, static_cast<std::size_t>(length)) < 0) return;
@@ -54,7 +55,7 @@ bool should_stop() {
 }
 
 void watch_for_stop() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = on_stop;
     ::sigaction(SIGTERM, &action, nullptr);
 }

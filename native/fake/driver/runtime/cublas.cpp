@@ -17,7 +17,8 @@ struct Handle {
 int product(void* handle, int m, int n, int k, int batch, int data_type, const void* a, const void* b, void* c) {
     if (handle == nullptr) return kNotInitialized;
     if (m < 0 || n < 0 || k < 0 || batch < 0) return kInvalidValue;
-    const int result = launch_product("fake_gemm", m, n, k, batch, element_bytes(data_type), static_cast<Handle*>(handle)->stream, a, b, c);
+    const int result = launch_product("fake_gemm", m, n, k, batch, element_bytes(data_type),
+                                      static_cast<Handle*>(handle)->stream, a, b, c);
     return result == 0 ? kSuccess : kExecutionFailed;
 }
 
@@ -53,19 +54,21 @@ int cublasGetVersion_v2(void*, int* version) {
     return kSuccess;
 }
 
-int cublasSgemm_v2(void* handle, int, int, int m, int n, int k, const float*, const float* a, int, const float* b, int, const float*,
-                   float* c, int) {
+int cublasSgemm_v2(void* handle, int, int, int m, int n, int k, const float*, const float* a, int, const float* b, int,
+                   const float*, float* c, int) {
     return product(handle, m, n, k, 1, 0, a, b, c);
 }
-int cublasHgemm(void* handle, int, int, int m, int n, int k, const void*, const void* a, int, const void* b, int, const void*, void* c, int) {
+int cublasHgemm(void* handle, int, int, int m, int n, int k, const void*, const void* a, int, const void* b, int,
+                const void*, void* c, int) {
     return product(handle, m, n, k, 1, 2, a, b, c);
 }
-int cublasGemmEx(void* handle, int, int, int m, int n, int k, const void*, const void* a, int a_type, int, const void* b, int, int,
-                 const void*, void* c, int, int, int, int) {
+int cublasGemmEx(void* handle, int, int, int m, int n, int k, const void*, const void* a, int a_type, int,
+                 const void* b, int, int, const void*, void* c, int, int, int, int) {
     return product(handle, m, n, k, 1, a_type, a, b, c);
 }
-int cublasGemmStridedBatchedEx(void* handle, int, int, int m, int n, int k, const void*, const void* a, int a_type, int, long long,
-                               const void* b, int, int, long long, const void*, void* c, int, int, long long, int batch, int, int) {
+int cublasGemmStridedBatchedEx(void* handle, int, int, int m, int n, int k, const void*, const void* a, int a_type, int,
+                               long long, const void* b, int, int, long long, const void*, void* c, int, int, long long,
+                               int batch, int, int) {
     return product(handle, m, n, k, batch, a_type, a, b, c);
 }
 int cublasGemmBatchedEx(void* handle, int, int, int m, int n, int k, const void*, const void* const* a, int a_type, int,

@@ -127,7 +127,8 @@ int cublasLtMatmulDescDestroy(void* description) {
     delete static_cast<Description*>(description);
     return kSuccess;
 }
-int cublasLtMatmulDescGetAttribute(void* description, int attribute, void* out, std::size_t bytes, std::size_t* written) {
+int cublasLtMatmulDescGetAttribute(void* description, int attribute, void* out, std::size_t bytes,
+                                   std::size_t* written) {
     return get<Description>(description, attribute, out, bytes, written);
 }
 int cublasLtMatmulDescSetAttribute(void* description, int attribute, const void* value, std::size_t bytes) {
@@ -142,21 +143,24 @@ int cublasLtMatmulPreferenceDestroy(void* preference) {
     return kSuccess;
 }
 int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, std::size_t) { return kSuccess; }
-int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int wanted, HeuristicResult* results, int* found) {
+int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int wanted,
+                                   HeuristicResult* results, int* found) {
     *found = wanted > 0 ? 1 : 0;
     if (wanted > 0) std::memset(results, 0, sizeof *results);
     return kSuccess;
 }
 
-int cublasLtMatmul(void*, void* description, const void*, const void* a, void* a_layout, const void* b, void*, const void*, const void*,
-                   void*, void* d, void* d_layout, const void*, void*, std::size_t, CUstream stream) {
+int cublasLtMatmul(void*, void* description, const void*, const void* a, void* a_layout, const void* b, void*,
+                   const void*, const void*, void*, void* d, void* d_layout, const void*, void*, std::size_t,
+                   CUstream stream) {
     if (description == nullptr || a_layout == nullptr || d_layout == nullptr) return kInvalidValue;
     const auto& out = *static_cast<const Layout*>(d_layout);
     const auto& left = *static_cast<const Layout*>(a_layout);
     const bool transposed = static_cast<const Description*>(description)->transpose_a != 0;
     const std::uint64_t depth = transposed ? left.rows : left.columns;
-    const int result = launch_product("fake_lt_matmul", static_cast<std::int64_t>(out.rows), static_cast<std::int64_t>(out.columns),
-                                      static_cast<std::int64_t>(depth), out.batch, element_bytes(static_cast<int>(left.type)), stream, a, b, d);
+    const int result = launch_product("fake_lt_matmul", static_cast<std::int64_t>(out.rows),
+                                      static_cast<std::int64_t>(out.columns), static_cast<std::int64_t>(depth),
+                                      out.batch, element_bytes(static_cast<int>(left.type)), stream, a, b, d);
     return result == 0 ? kSuccess : kExecutionFailed;
 }
 

@@ -1,5 +1,5 @@
-// A small CUDA runtime over the fake driver: what programs compiled by nvcc call around a launch, and what people call by
-// hand. Built twice: as libcudart.so.13, and as an archive for a program that holds its runtime within.
+// A small CUDA runtime over the fake driver: what programs compiled by nvcc call around a launch, and what people
+// call by hand. Built twice: as libcudart.so.13, and as an archive for a program that holds its runtime within.
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -156,7 +156,8 @@ const More& more() {
 template <class Function, class... Arguments>
 cudaError_t ask(Function* function, Arguments... arguments) {
     const CUresult ready = driver_table().enter();
-    if (ready == CUDA_ERROR_STUB_LIBRARY || (ready == CUDA_SUCCESS && function == nullptr)) return tell(kInsufficientDriver);
+    if (ready == CUDA_ERROR_STUB_LIBRARY || (ready == CUDA_SUCCESS && function == nullptr))
+        return tell(kInsufficientDriver);
     return tell(ready == CUDA_SUCCESS ? function(arguments...) : ready);
 }
 
@@ -171,7 +172,8 @@ cudaError_t find_kernel(const void* stub, CUkernel& out) {
     if (function.kernel == nullptr) {  // loaded at the first use
         FatBinary& binary = *function.binary;
         if (binary.library == nullptr) {
-            const CUresult loaded = driver_table().library_load(&binary.library, binary.image, nullptr, nullptr, 0, nullptr, nullptr, 0);
+            const CUresult loaded =
+                driver_table().library_load(&binary.library, binary.image, nullptr, nullptr, 0, nullptr, nullptr, 0);
             if (loaded != CUDA_SUCCESS) return loaded;
         }
         const CUresult got = driver_table().library_kernel(&function.kernel, binary.library, function.name.c_str());
@@ -181,13 +183,16 @@ cudaError_t find_kernel(const void* stub, CUkernel& out) {
     return 0;
 }
 
-cudaError_t launch(CUkernel kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream, bool per_thread) {
+cudaError_t launch(CUkernel kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream,
+                   bool per_thread) {
     const auto& d = driver_table();
-    return ask(per_thread ? d.launch_per_thread : d.launch, reinterpret_cast<CUfunction>(kernel), grid.x, grid.y, grid.z, block.x,
-               block.y, block.z, static_cast<unsigned>(shared), stream, arguments, static_cast<void**>(nullptr));
+    return ask(per_thread ? d.launch_per_thread : d.launch, reinterpret_cast<CUfunction>(kernel), grid.x, grid.y,
+               grid.z, block.x, block.y, block.z, static_cast<unsigned>(shared), stream, arguments,
+               static_cast<void**>(nullptr));
 }
 
-cudaError_t launch_stub(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream, bool per_thread) {
+cudaError_t launch_stub(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                        cudaStream_t stream, bool per_thread) {
     CUkernel kernel = nullptr;
     const cudaError_t result = find_kernel(stub, kernel);
     return result == 0 ? launch(kernel, grid, block, arguments, shared, stream, per_thread) : tell(result);
@@ -207,7 +212,8 @@ void** __cudaRegisterFatBinary(void* wrapper) {
 }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void** binary, const char* stub, char*, const char* name, int, void*, void*, void*, void*, int*) {
+void __cudaRegisterFunction(void** binary, const char* stub, char*, const char* name, int, void*, void*, void*, void*,
+                            int*) {
     const std::lock_guard<std::mutex> lock(registry().mutex);
     registry().functions[stub] = Registered{reinterpret_cast<FatBinary*>(binary), name, nullptr};
 }
@@ -223,7 +229,8 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* sha
     return 0;
 }
 cudaError_t __cudaGetKernel(cudaKernel_t* out, const void* stub) { return tell(find_kernel(stub, *out)); }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                               cudaStream_t stream) {
     return launch(kernel, grid, block, arguments, shared, stream, false);
 }
 cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
@@ -231,10 +238,12 @@ cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, 
     return launch(kernel, grid, block, arguments, shared, stream, true);
 }
 
-cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                             cudaStream_t stream) {
     return launch_stub(stub, grid, block, arguments, shared, stream, false);
 }
-cudaError_t cudaLaunchKernel_ptsz(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel_ptsz(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                                  cudaStream_t stream) {
     return launch_stub(stub, grid, block, arguments, shared, stream, true);
 }
 
@@ -259,17 +268,20 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_st* given, const void* st
                                 given->stream,
                                 given->attrs,
                                 given->numAttrs};
-    return ask(driver_table().launch_ex, &config, reinterpret_cast<CUfunction>(kernel), arguments, static_cast<void**>(nullptr));
+    return ask(driver_table().launch_ex, &config, reinterpret_cast<CUfunction>(kernel), arguments,
+               static_cast<void**>(nullptr));
 }
 cudaError_t cudaLaunchCooperativeKernel(const void* stub, dim3 grid, dim3 block, void** arguments, std::size_t shared,
                                         cudaStream_t stream) {
     CUkernel kernel = nullptr;
     const cudaError_t found = find_kernel(stub, kernel);
     if (found != 0) return tell(found);
-    return ask(driver_table().launch_cooperative, reinterpret_cast<CUfunction>(kernel), grid.x, grid.y, grid.z, block.x, block.y,
-               block.z, static_cast<unsigned>(shared), stream, arguments);
+    return ask(driver_table().launch_cooperative, reinterpret_cast<CUfunction>(kernel), grid.x, grid.y, grid.z, block.x,
+               block.y, block.z, static_cast<unsigned>(shared), stream, arguments);
 }
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, CUhostFn function, void* data) { return ask(more().host_function, stream, function, data); }
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, CUhostFn function, void* data) {
+    return ask(more().host_function, stream, function, data);
+}
 
 cudaError_t cudaGetLastError() {
     const cudaError_t last = t_last;
@@ -298,19 +310,27 @@ cudaError_t cudaGetDevice(int* device) {
     return tell(driver_table().enter());
 }
 cudaError_t cudaSetDevice(int device) { return tell(device == 0 ? driver_table().enter() : CUDA_ERROR_INVALID_DEVICE); }
-cudaError_t cudaDeviceGetAttribute(int* value, int which, int device) { return ask(more().attribute, value, which, device); }
+cudaError_t cudaDeviceGetAttribute(int* value, int which, int device) {
+    return ask(more().attribute, value, which, device);
+}
 cudaError_t cudaDeviceSynchronize() { return ask(more().synchronize); }
 
-cudaError_t cudaMalloc(void** out, std::size_t bytes) { return ask(more().alloc, reinterpret_cast<CUdeviceptr*>(out), bytes); }
+cudaError_t cudaMalloc(void** out, std::size_t bytes) {
+    return ask(more().alloc, reinterpret_cast<CUdeviceptr*>(out), bytes);
+}
 cudaError_t cudaFree(void* pointer) { return ask(more().free, address(pointer)); }
 cudaError_t cudaMallocAsync(void** out, std::size_t bytes, cudaStream_t stream) {
     return ask(more().alloc_async, reinterpret_cast<CUdeviceptr*>(out), bytes, stream);
 }
-cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) { return ask(more().free_async, address(pointer), stream); }
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+    return ask(more().free_async, address(pointer), stream);
+}
 cudaError_t cudaMallocHost(void** out, std::size_t bytes) { return ask(more().alloc_host, out, bytes, 0U); }
 cudaError_t cudaFreeHost(void* pointer) { return ask(more().free_host, pointer); }
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total) { return ask(more().info, free_bytes, total); }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, int) { return ask(more().copy, address(to), address(from), bytes); }
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, int) {
+    return ask(more().copy, address(to), address(from), bytes);
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int, cudaStream_t stream) {
     return ask(more().copy_async, address(to), address(from), bytes, stream);
 }
@@ -322,13 +342,17 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* out) { return ask(more().stream_create, out, 0U, 0); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* out, unsigned flags) { return ask(more().stream_create, out, flags, 0); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* out, unsigned flags) {
+    return ask(more().stream_create, out, flags, 0);
+}
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned flags, int priority) {
     return ask(more().stream_create, out, flags, priority);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return ask(more().stream_destroy, stream); }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return ask(more().stream_synchronize, stream); }
-cudaError_t cudaStreamSynchronize_ptsz(cudaStream_t stream) { return ask(more().stream_synchronize_per_thread, stream); }
+cudaError_t cudaStreamSynchronize_ptsz(cudaStream_t stream) {
+    return ask(more().stream_synchronize_per_thread, stream);
+}
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return ask(more().stream_query, stream); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     return ask(more().stream_wait, stream, event, flags);
@@ -356,7 +380,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) { return ask(more().event_destro
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return ask(more().event_record, event, stream); }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return ask(more().event_query, event); }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return ask(more().event_synchronize, event); }
-cudaError_t cudaEventElapsedTime(float* out, cudaEvent_t start, cudaEvent_t end) { return ask(more().event_elapsed, out, start, end); }
+cudaError_t cudaEventElapsedTime(float* out, cudaEvent_t start, cudaEvent_t end) {
+    return ask(more().event_elapsed, out, start, end);
+}
 
 }  // extern "C"
 #pragma GCC visibility pop

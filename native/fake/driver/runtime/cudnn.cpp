@@ -52,8 +52,8 @@ std::int64_t product(const int* sizes, int from, int to) {
 }
 
 // All three passes do the multiplications of the forward one: N*P*Q rows, K columns, C*R*S/groups deep.
-int convolve(const char* family, void* handle, const Tensor* out, const Tensor* filter, const Convolution* convolution, const void* x,
-             const void* w, void* y) {
+int convolve(const char* family, void* handle, const Tensor* out, const Tensor* filter, const Convolution* convolution,
+             const void* x, const void* w, void* y) {
     if (handle == nullptr || out == nullptr || filter == nullptr || convolution == nullptr) return kBadParam;
     const std::int64_t rows = out->sizes[0] * product(out->sizes, 2, out->count);
     const std::int64_t columns = filter->sizes[0] / convolution->groups;
@@ -81,7 +81,9 @@ int destroy(void* object) {
 extern "C" {
 
 std::size_t cudnnGetVersion() { return 91000; }
-const char* cudnnGetErrorString(int status) { return status == kSuccess ? "CUDNN_STATUS_SUCCESS" : "CUDNN_STATUS_ERROR"; }
+const char* cudnnGetErrorString(int status) {
+    return status == kSuccess ? "CUDNN_STATUS_SUCCESS" : "CUDNN_STATUS_ERROR";
+}
 int cudnnCreate(void** out) { return driver_table().enter() == CUDA_SUCCESS ? create<Handle>(out) : 1001; }
 int cudnnDestroy(void* handle) { return destroy<Handle>(handle); }
 int cudnnSetStream(void* handle, CUstream stream) {
@@ -114,7 +116,8 @@ int cudnnGetTensorNdDescriptor(const void* tensor, int wanted, int* type, int* c
     std::copy_n(t.strides, std::min(wanted, t.count), strides);
     return kSuccess;
 }
-int cudnnGetTensor4dDescriptor(const void* tensor, int* type, int* n, int* c, int* h, int* w, int* sn, int* sc, int* sh, int* sw) {
+int cudnnGetTensor4dDescriptor(const void* tensor, int* type, int* n, int* c, int* h, int* w, int* sn, int* sc, int* sh,
+                               int* sw) {
     const auto& t = *static_cast<const Tensor*>(tensor);
     *type = t.type;
     *n = t.sizes[0], *c = t.sizes[1], *h = t.sizes[2], *w = t.sizes[3];
@@ -150,8 +153,8 @@ int cudnnGetFilter4dDescriptor(const void* filter, int* type, int* format, int* 
 
 int cudnnCreateConvolutionDescriptor(void** out) { return create<Convolution>(out); }
 int cudnnDestroyConvolutionDescriptor(void* convolution) { return destroy<Convolution>(convolution); }
-int cudnnSetConvolution2dDescriptor(void* convolution, int pad_h, int pad_w, int u, int v, int dilation_h, int dilation_w, int mode,
-                                    int compute) {
+int cudnnSetConvolution2dDescriptor(void* convolution, int pad_h, int pad_w, int u, int v, int dilation_h,
+                                    int dilation_w, int mode, int compute) {
     auto& c = *static_cast<Convolution*>(convolution);
     c.padding[0] = pad_h, c.padding[1] = pad_w;
     c.stride[0] = u, c.stride[1] = v;
@@ -168,8 +171,8 @@ int cudnnGetConvolutionGroupCount(void* convolution, int* groups) {
     *groups = static_cast<Convolution*>(convolution)->groups;
     return kSuccess;
 }
-int cudnnGetConvolutionNdDescriptor(const void* convolution, int wanted, int* count, int* padding, int* stride, int* dilation, int* mode,
-                                    int* compute) {
+int cudnnGetConvolutionNdDescriptor(const void* convolution, int wanted, int* count, int* padding, int* stride,
+                                    int* dilation, int* mode, int* compute) {
     const auto& c = *static_cast<const Convolution*>(convolution);
     *count = c.count;
     std::copy_n(c.padding, std::min(wanted, c.count), padding);
@@ -179,18 +182,20 @@ int cudnnGetConvolutionNdDescriptor(const void* convolution, int wanted, int* co
     return kSuccess;
 }
 
-int cudnnConvolutionForward(void* handle, const void*, const void*, const void* x, const void* w_desc, const void* w, const void* conv,
-                            int, void*, std::size_t, const void*, const void* y_desc, void* y) {
+int cudnnConvolutionForward(void* handle, const void*, const void*, const void* x, const void* w_desc, const void* w,
+                            const void* conv, int, void*, std::size_t, const void*, const void* y_desc, void* y) {
     return convolve("fake_fprop", handle, static_cast<const Tensor*>(y_desc), static_cast<const Tensor*>(w_desc),
                     static_cast<const Convolution*>(conv), x, w, y);
 }
-int cudnnConvolutionBackwardData(void* handle, const void*, const void* w_desc, const void* w, const void* dy_desc, const void* dy,
-                                 const void* conv, int, void*, std::size_t, const void*, const void*, void* dx) {
+int cudnnConvolutionBackwardData(void* handle, const void*, const void* w_desc, const void* w, const void* dy_desc,
+                                 const void* dy, const void* conv, int, void*, std::size_t, const void*, const void*,
+                                 void* dx) {
     return convolve("fake_dgrad", handle, static_cast<const Tensor*>(dy_desc), static_cast<const Tensor*>(w_desc),
                     static_cast<const Convolution*>(conv), dy, w, dx);
 }
-int cudnnConvolutionBackwardFilter(void* handle, const void*, const void*, const void* x, const void* dy_desc, const void* dy,
-                                   const void* conv, int, void*, std::size_t, const void*, const void* dw_desc, void* dw) {
+int cudnnConvolutionBackwardFilter(void* handle, const void*, const void*, const void* x, const void* dy_desc,
+                                   const void* dy, const void* conv, int, void*, std::size_t, const void*,
+                                   const void* dw_desc, void* dw) {
     return convolve("fake_wgrad", handle, static_cast<const Tensor*>(dy_desc), static_cast<const Tensor*>(dw_desc),
                     static_cast<const Convolution*>(conv), x, dy, dw);
 }
@@ -204,7 +209,8 @@ int cudnnBackendCreateDescriptor(int type, void** out) {
 int cudnnBackendDestroyDescriptor(void* plan) { return destroy<Plan>(plan); }
 int cudnnBackendExecute(void* handle, void* plan, void* variants) {
     if (handle == nullptr || plan == nullptr || variants == nullptr) return kBadParam;
-    const int result = launch_product("fake_plan", 4096, 256, 1152, 1, 2, static_cast<Handle*>(handle)->stream, nullptr, nullptr, nullptr);
+    const int result = launch_product("fake_plan", 4096, 256, 1152, 1, 2, static_cast<Handle*>(handle)->stream, nullptr,
+                                      nullptr, nullptr);
     return result == 0 ? kSuccess : kExecutionFailed;
 }
 

@@ -1,5 +1,5 @@
-// How a library over the driver reaches it: by itself, as the real ones (and the static runtime inside them) do: dlopen of
-// libcuda.so.1, dlsym of cuGetProcAddress, and that for all others. No symbol of the driver is linked.
+// How a library over the driver reaches it: by itself, as the real ones (and the static runtime inside them) do:
+// dlopen of libcuda.so.1, dlsym of cuGetProcAddress, and that for all others. No symbol of the driver is linked.
 #pragma once
 
 #include <dlfcn.h>
@@ -64,13 +64,13 @@ public:
     CUresult (*version)(int*) = nullptr;
     CUresult (*library_load)(CUlibrary*, const void*, int*, void**, unsigned, int*, void**, unsigned) = nullptr;
     CUresult (*library_kernel)(CUkernel*, CUlibrary, const char*) = nullptr;
-    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**,
-                       void**) = nullptr;
-    CUresult (*launch_per_thread)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                                  void**, void**) = nullptr;
+    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
+                       void**, void**) = nullptr;
+    CUresult (*launch_per_thread)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                  CUstream, void**, void**) = nullptr;
     CUresult (*launch_ex)(const CUlaunchConfig*, CUfunction, void**, void**) = nullptr;
-    CUresult (*launch_cooperative)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                                   void**) = nullptr;
+    CUresult (*launch_cooperative)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                   CUstream, void**) = nullptr;
 
 private:
     using AddressOf = CUresult (*)(const char*, void**, int, cuuint64_t, CUdriverProcAddressQueryResult*);
