@@ -1,7 +1,6 @@
 // One case and one method for every kind of change: that is why this file is longer than others.
 #include "device_host.hpp"
 
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
