@@ -172,7 +172,7 @@ void Admission::look(Nanoseconds now_ns) {
     }
     scene.view = {now_ns,  &config, region.clients.data(), scene.heads.data(), heads,
                   scene.running.data(), running, high_active, budget_ns, best_effort_ns,
-                  iteration_ns, high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.losses.balance_ns,
+                  iteration_ns, region.losses.idle_ns, high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.losses.balance_ns,
                   region.kernels.data(),
                   &region.next_look_ns};
 }

@@ -9,6 +9,8 @@ namespace {
 constexpr int kExact = 8;  // heads up to which all sets are looked at
 constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
 constexpr Nanoseconds kPatience = 100 * kMicrosecond;
+constexpr double kDear = 0.4;  // high-priority time lost per time of the launch
+constexpr int kRecently = 10;  // times the patience of a launch: high priority that did not pause for so long will not
 constexpr int kIdleDebt = 10;  // times what may be spent at once: the idle device is given away as long as that is not overdrawn
 constexpr double kMostIterations = 2.0;  // one launch must not cost high priority more than this many of its iterations
 constexpr Nanoseconds kLookAgain = 100 * kMicrosecond;  // while best effort is held between iterations
@@ -132,7 +134,13 @@ private:
         }
         const double harm = head.kernel >= 0 ? view_.kernels[head.kernel].harm : 1.0;
         const double cost_ns = harm * double(head.demand.duration_ns);
-        if (view_.high_priority_active) return cost_ns > double(view_.may_cost_ns);
+        if (view_.high_priority_active) {
+            // Dear company is put off: between two iterations the same launch costs less.
+            const Nanoseconds patience_ns = view_.config->drain_after_ns;
+            const bool pauses = view_.now_ns - view_.high_priority_idle_ns < kRecently * patience_ns;
+            const bool dear = harm > kDear && pauses && view_.now_ns - head.waiting_since_ns < patience_ns;
+            return dear || cost_ns > double(view_.may_cost_ns);
+        }
         *view_.next_look_ns = std::min(*view_.next_look_ns, view_.now_ns + kLookAgain);
         const bool hopeless = view_.iteration_ns > 0 && cost_ns > kMostIterations * double(view_.iteration_ns);
         return hopeless || view_.balance_ns < -kIdleDebt * view_.may_cost_most_ns;

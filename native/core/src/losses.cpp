@@ -90,6 +90,7 @@ void charge_losses(Region& region, Client& client, const Ended& ended, Nanosecon
 
 void credit_idle(Region& region, bool high_priority_at_work, Nanoseconds now_ns) {
     LossAccount& losses = region.losses;
+    if (!high_priority_at_work) losses.idle_ns = now_ns;
     if (!high_priority_at_work && losses.balance_ns < 0) {
         const double idle_ns = double(now_ns - losses.settled_ns);
         losses.balance_ns = std::min<Nanoseconds>(

@@ -32,8 +32,10 @@ inline bool is_deep_enough(const View& view, const Head& head) {
         if (running.stream != head.stream) continue;
         if (running.queued >= view.config->depth || !running.known) return true;
         const Nanoseconds backlog = backlog_ns(running, view.now_ns);
-        if (backlog <= view.config->depth_ns) return false;
-        *view.next_look_ns = std::min(*view.next_look_ns, view.now_ns + backlog - view.config->depth_ns);
+        // High priority has nobody to make room for: it may be further ahead, so that the device never runs dry.
+        const Nanoseconds enough_ns = view.config->depth_ns * (head.priority == Priority::high ? 5 : 1);
+        if (backlog <= enough_ns) return false;
+        *view.next_look_ns = std::min(*view.next_look_ns, view.now_ns + backlog - enough_ns);
         return true;
     }
     return false;

@@ -158,6 +158,7 @@ constexpr int kShadows = 64;
 struct LossAccount {
     Nanoseconds balance_ns;      // below zero: best effort has cost more than the slowdown limit allows
     Nanoseconds settled_ns;      // when idle time was last credited
+    Nanoseconds idle_ns;         // when high priority was last seen without work
     std::uint32_t next;          // of the ring of newest best-effort launches
     std::array<Shadow, kShadows> shadows;
 };
