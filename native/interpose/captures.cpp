@@ -99,16 +99,16 @@ void Captures::add_nodes(CUgraph graph, Sum& sum, int depth) {
             sum.known = false;
             continue;
         }
-        // Identity never changes once a row is published; what is learnt of it may, and is read as of now.
+        // What a kernel is never changes once its row is published; what is learnt of it may.
         const Kernel& kernel = session_.arbiter.region().kernels[static_cast<std::size_t>(choice.row)];
         sum.shape = (sum.shape ^ kernel.key) * 0x100000001b3ULL;
-        const Source source = __atomic_load_n(&kernel.source, __ATOMIC_RELAXED);
+        const auto [demand, source] = session_.arbiter.knowledge_of(choice.row);
         sum.known = sum.known && source > Source::learning;
         sum.source = std::min(sum.source, source);
-        sum.demand.sm_ppm = std::max(sum.demand.sm_ppm, kernel.demand.sm_ppm);
-        sum.demand.bw_ppm = std::max(sum.demand.bw_ppm, kernel.demand.bw_ppm);
-        sum.demand.sm_blocks = std::max(sum.demand.sm_blocks, kernel.demand.sm_blocks);
-        sum.demand.duration_ns += kernel.demand.duration_ns;
+        sum.demand.sm_ppm = std::max(sum.demand.sm_ppm, demand.sm_ppm);
+        sum.demand.bw_ppm = std::max(sum.demand.bw_ppm, demand.bw_ppm);
+        sum.demand.sm_blocks = std::max(sum.demand.sm_blocks, demand.sm_blocks);
+        sum.demand.duration_ns += demand.duration_ns;
         sum.work_known = sum.work_known && kernel.flops + kernel.bytes > 0.0;
         sum.flops += kernel.flops;
         sum.bytes += kernel.bytes;

@@ -58,7 +58,7 @@ Settings read_settings() {
         if (found >= 0) {
             settings.policy = static_cast<PolicyName>(found);
         } else {
-            complain(settings, "TIERLINE_POLICY", policy, "a kernel policy (tierline policies kernels lists them)");
+            complain(settings, "TIERLINE_POLICY", policy, "a kernel policy (tierline kernels policies lists them)");
         }
     }
     read_integer(settings, "TIERLINE_MEMORY", settings.memory_cap_bytes, 1, "a number of bytes");

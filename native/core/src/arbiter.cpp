@@ -122,6 +122,11 @@ void Arbiter::set_profile(int kernel, const Demand& demand, Source source) {
     admission_.set_profile(kernel, demand, source);
 }
 
+Arbiter::Knowledge Arbiter::knowledge_of(int kernel) {
+    const Lock lock(*mapped_);
+    return {mapped_->kernels[kernel].demand, mapped_->kernels[kernel].source};
+}
+
 // Looks at all heads and wakes whom it admits. Called with the lock held.
 void Arbiter::settle(Nanoseconds now_ns) {
     if (mapped_->waiting == 0) return;

@@ -19,6 +19,12 @@ public:
     int find_kernel(std::uint64_t key);  // without the lock: rows are published once and never move
     int add_kernel(std::uint64_t key, const KernelFacts& facts);
     void set_profile(int kernel, const Demand& demand, Source source);
+    // What is known of a kernel now, both parts of the same moment.
+    struct Knowledge {
+        Demand demand;
+        Source source;
+    };
+    Knowledge knowledge_of(int kernel);
 
     // Returns once the launch may go; blocks the calling thread until then, never longer than `max_wait_ns` plus the
     // time to be scheduled. The ticket is always admitted.
