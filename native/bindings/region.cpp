@@ -161,6 +161,7 @@ void bind_rows(nb::module_& m) {
         .def_ro("predicted_busy_ns", &S::predicted_busy_ns)
         .def_ro("observed_busy_ns", &S::observed_busy_ns)
         .def_ro("corun_ns", &S::corun_ns)
+        .def_ro("lost_ns", &S::lost_ns)
         .def_ro("starved_ns", &S::starved_ns)
         .def_prop_ro("waits", [](const S& self) {
             return std::vector<std::uint64_t>(self.waits.count.begin(), self.waits.count.end());
@@ -206,7 +207,8 @@ void bind_rows(nb::module_& m) {
         .def_ro("observed_ns", &KernelRow::observed_ns)
         .def_ro("observed", &KernelRow::observed)
         .def_ro("corun_observed", &KernelRow::corun_observed)
-        .def_ro("corun_stretch", &KernelRow::corun_stretch);
+        .def_ro("corun_stretch", &KernelRow::corun_stretch)
+        .def_ro("harm", &KernelRow::harm);
     nb::class_<Wait>(m, "Wait")
         .def_ro("client", &Wait::client)
         .def_ro("waited_for", &Wait::waited_for)

@@ -131,6 +131,34 @@ void test_policies_let_everybody_go_on() {
     }
 }
 
+// What fits goes at once: its thread never sleeps, so the time to wake one does not show.
+void test_who_fits_never_sleeps() {
+    const fake::Program high = loop_of("high", latency_bound("k", 10, 20 * kMicrosecond), 5 * kMicrosecond);
+    const fake::Program other = loop_of("other", latency_bound("l", 10, 30 * kMicrosecond), 5 * kMicrosecond);
+    for (const Mode mode : {Mode::strict, Mode::latency}) {
+        sim::Scenario scenario = scenario_of({{high, Priority::high}, {other, Priority::high}});
+        scenario.config.mode = mode;
+        scenario.wake_ns = kMillisecond;
+        const sim::Outcome outcome = sim::simulate(scenario);
+        for (const sim::ClientOutcome& client : outcome.clients) {
+            CHECK(client.p99_ns < 100 * kMicrosecond);
+            CHECK(client.statistics.waited == 0);
+        }
+        CHECK(outcome.shared_ns > kMillisecond);
+    }
+}
+
+// Streams on lanes of SMs: who is confined gets slower, and does not touch the other.
+void test_lanes() {
+    fake::KernelSpec wide = latency_bound("wide", 4000, 3 * kMicrosecond);
+    const fake::Program program = loop_of("wide", wide, kMicrosecond);
+    sim::Scenario scenario = scenario_of({{program, Priority::best_effort}});
+    const double whole = sim::simulate(scenario).clients[0].per_s;
+    scenario.best_effort_sms = 44;
+    const double third = sim::simulate(scenario).clients[0].per_s;
+    CHECK(third < 0.6 * whole && third > 0.2 * whole);
+}
+
 // A client that leaves gives back what it held.
 void test_leaving() {
     const fake::Program program = loop_of("short", latency_bound("k", 10, 20 * kMicrosecond), kMicrosecond);
@@ -191,6 +219,8 @@ int main() {
     test_server();
     test_same_seed_same_outcome();
     test_policies_let_everybody_go_on();
+    test_who_fits_never_sleeps();
+    test_lanes();
     test_leaving();
     test_bad_scenarios();
     test_kept_sums();
