@@ -1,6 +1,7 @@
 // The co-simulation: programs on their host threads, the admission that the interposer runs, and the device, on one
 // virtual clock. Nothing ticks: the clock goes to the earliest of the device's next event, the next host thread that is
-// ready, the poller's next turn and the admission's deadline.
+// ready, the poller's next turn and the admission's deadline. Over 400 lines: host threads, gate and device touch one clock
+// and one set of queues, whose order of events is read together.
 #include "host.hpp"
 #include "measures.hpp"
 #include "tierline/admission.hpp"
