@@ -6,6 +6,8 @@
 #include "thread.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 namespace tierline::interpose {
 
@@ -14,6 +16,8 @@ std::atomic<std::uint64_t> g_lane_generation{1};
 namespace {
 
 constexpr int kEventBatch = 32;
+constexpr int kTriesForRoom = 100;
+constexpr std::chrono::microseconds kRoomNap{100};
 constexpr std::uintptr_t kLegacy = 1;
 constexpr std::uintptr_t kPerThread = 2;
 
@@ -162,14 +166,28 @@ StreamEntry* Streams::entry(CUstream stream, bool per_thread) {
 }
 
 Lane* Streams::lane_of(StreamEntry& entry, Client* client) {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    for (Lane* lane : entry.lanes) {
-        if (lane->client == client) return lane;
+    std::unique_lock<std::mutex> guard(mutex_);
+    int slot = -1;
+    for (int tries = 0; tries < kTriesForRoom; ++tries) {
+        for (Lane* lane : entry.lanes) {
+            if (lane->client == client) return lane;
+        }
+        if (client->ended.load()) break;
+        slot = session_.arbiter.open_stream(client->slot, entry.number);
+        const bool leaving = std::any_of(lanes_.begin(), lanes_.end(), [](const Lane* lane) {
+            return lane->retired.load(std::memory_order_acquire) && lane->slot.load() >= 0;
+        });
+        if (slot >= 0 || !leaving) break;
+        // The region is full of streams that are destroyed already: the poller is about to see their ends.
+        guard.unlock();
+        session_.arbiter.call_attention();
+        std::this_thread::sleep_for(kRoomNap);
+        guard.lock();
     }
     auto* lane = new Lane;
     lane->client = client;
     lane->stream = &entry;
-    lane->slot = client->ended.load() ? -1 : session_.arbiter.open_stream(client->slot, entry.number);
+    lane->slot = slot;
     entry.lanes.push_back(lane);
     lanes_.push_back(lane);
     serial_.fetch_add(1, std::memory_order_release);

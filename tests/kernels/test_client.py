@@ -112,6 +112,6 @@ def test_what_the_library_cannot_do_never_ends_the_program(monkeypatch: pytest.M
     assert [call[0] for call in full.calls] == ["begin"]
     unbound = Preloaded(bound=-1)
     monkeypatch.setattr(client_module, "_preloaded", lambda: unbound)
-    with pytest.warns(OutsideTierline, match="1024 streams"), client_function(stream=7):
+    with pytest.warns(OutsideTierline, match="256 streams"), client_function(stream=7):
         pass
     assert unbound.calls[-1] == ("end", 3)

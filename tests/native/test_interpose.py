@@ -168,7 +168,7 @@ def test_programs_run_as_ever(world: World, door: str, action: str) -> None:
 
 @pytest.mark.parametrize(("door", "action", "number"), [("gpa2", "streams", 1500), ("gpa2-ptds", "many-threads", 300)])
 def test_streams_that_come_and_go_do_not_fill_the_region(world: World, door: str, action: str, number: int) -> None:
-    # The region has room for 1024 streams at a time; the fake driver for fewer threads with a default stream of their own.
+    # The region has room for 256 streams at a time; the fake driver for fewer threads with a default stream of their own.
     world.run(door, action, number)
     seen = world.statistics()
     assert (seen["launches"], seen["overflowed"]) == (number, 0)

@@ -165,9 +165,8 @@ Ticket Arbiter::admit(const Request& request) {
             futex_wake_all(other.word);
         }
         if (own) return admission_.take(slot, since_ns);
-        region.attention.fetch_add(1, std::memory_order_acq_rel);  // now fences are wanted
     }
-    futex_wake_all(region.attention);
+    call_attention();  // now fences are wanted
     const Nanoseconds give_up_ns = since_ns + region.config.max_wait_ns + kLongestSleep;
     Waiter& waiter = region.waiters[slot];
     while (true) {
@@ -236,6 +235,11 @@ bool Arbiter::reserve_memory(int client, std::int64_t bytes) {
 void Arbiter::release_memory(int client, std::int64_t bytes) {
     const Lock lock(*mapped_);
     admission_.release_memory(client, bytes);
+}
+
+void Arbiter::call_attention() {
+    mapped_->attention.fetch_add(1, std::memory_order_acq_rel);
+    futex_wake_all(mapped_->attention);
 }
 
 std::uint32_t Arbiter::await_attention(std::uint32_t seen, Nanoseconds timeout_ns) {

@@ -66,7 +66,7 @@ def client(
     try:
         with _current(stream, code) as current:
             if (handle := _handle(current)) is not None and library.tierline_bind_stream(handle, number) < 0:
-                _warn("the stream could not be bound to it (1024 streams are allowed on one device)")
+                _warn("the stream could not be bound to it (256 streams are allowed on one device)")
             yield current
     finally:
         library.tierline_client_end(number)

@@ -40,6 +40,8 @@ public:
     // For pollers. Waits until fences may be wanted: returns when `attention` differs from `seen`, or after `timeout_ns`.
     std::uint32_t await_attention(std::uint32_t seen, Nanoseconds timeout_ns);
     std::uint32_t attention() const { return mapped_->attention.load(std::memory_order_acquire); }
+    // Has the pollers look now.
+    void call_attention();
     // More than one client has work or somebody waits: fences are wanted behind untracked launches.
     bool contended() const { return mapped_->contended.load(std::memory_order_acquire) != 0; }
     // Newest launch of the stream that no event watches yet, 0 = all are watched or done. Marks it as watched.
