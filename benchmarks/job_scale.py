@@ -3,7 +3,8 @@ the Philly trace.
 
 Setting. One-GPU jobs in sweeps of 20, all submitted at once. Between two rounds 5 % of the live jobs change: 4.5 % of
 them (running ones) report a new loss, 0.25 % complete, and as many new ones arrive. The scheduler is called directly;
-exits and confirmations answer its actions at once. Each size runs in a process of its own, whose peak memory is given.
+exits and confirmations answer its actions at once. Each size runs in a process of its own, whose peak memory is given. With
+`--share` two jobs may use one device: 26 job types, random measured pairs.
 
     python benchmarks/job_scale.py --json - --philly FILE
 """
@@ -32,23 +33,28 @@ from tierline.core.events import (
     JobStarted,
     JobSubmitted,
     NodeJoined,
+    PairsMeasured,
     ProgressReported,
     SweepDeclared,
     TimerFired,
 )
-from tierline.core.nouns import NS_PER_S, Job, Report, Sweep
+from tierline.core.nouns import NS_PER_S, Job, PairSpeed, Report, Sweep
 from tierline.policies.jobs import make_policy
+from tierline.policies.jobs.packing import GainPacking
 from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
 
 QUANTUM_NS = 60 * NS_PER_S
 SWEEP_SIZE = 20
+JOB_TYPES = 26
 
 
 class Load:
     """Feeds one scheduler and answers its actions as an instant cluster would, keeping the time of every call."""
 
-    def __init__(self, policy: str, gpus: int) -> None:
-        self.scheduler = JobScheduler(make_policy(policy), JobSchedulerOptions(quantum_ns=QUANTUM_NS))
+    def __init__(self, policy: str, gpus: int, share: bool = False) -> None:
+        packing = GainPacking() if share else None
+        self.scheduler = JobScheduler(make_policy(policy), JobSchedulerOptions(quantum_ns=QUANTUM_NS), packing)
+        self.share = share
         self.now_ns = 0
         self.rng = random.Random(0)
         self.running: dict[str, int] = {}
@@ -62,6 +68,10 @@ class Load:
         self.timers: set[str] = set()
         for node in uniform_nodes(gpus):
             self.send(NodeJoined(node))
+        if share:
+            speeds = random.Random(1)
+            names = [f"type-{number}" for number in range(JOB_TYPES)]
+            self.send(PairsMeasured(tuple(PairSpeed("", one, two, speeds.random()) for one in names for two in names)))
 
     def send(self, event: Event) -> None:
         queue = [event]
@@ -99,7 +109,8 @@ class Load:
         self.shape[job_id] = (self.rng.random(), self.rng.uniform(0.02, 0.5))
         self.live[job_id] = None
         user = f"user-{self.submitted % 50}"
-        self.send(JobSubmitted(Job(job_id, user=user, sweep=sweep, total_steps=50)))
+        job_type = f"type-{self.submitted % JOB_TYPES}" if self.share else ""
+        self.send(JobSubmitted(Job(job_id, user=user, sweep=sweep, total_steps=50, job_type=job_type)))
 
     def report(self, job_id: str) -> None:
         step = self.steps.get(job_id, -1) + 1
@@ -131,9 +142,9 @@ class Load:
             self.send(TimerFired(self.timers.pop()))
 
 
-def measure(policy: str, jobs: int, gpus: int, rounds: int) -> dict[str, Any]:
+def measure(policy: str, jobs: int, gpus: int, rounds: int, share: bool = False) -> dict[str, Any]:
     """Seconds of rounds and events, after three rounds of warming up; peak memory of this process in bytes."""
-    load = Load(policy, gpus)
+    load = Load(policy, gpus, share)
     begun = time.perf_counter()
     for _ in range(jobs):
         load.submit()
@@ -191,6 +202,7 @@ def main() -> int:
     parser.add_argument("--jobs", default="1000,2000,5000,10000,20000", help="live jobs, one run each")
     parser.add_argument("--gpus", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--share", action="store_true", help="two jobs may use one device")
     parser.add_argument("--philly", default="", metavar="FILE", help="also simulate the Philly trace")
     parser.add_argument("--philly-gpus", type=int, default=2490)
     parser.add_argument("--philly-jobs", type=int, default=0)
@@ -198,7 +210,7 @@ def main() -> int:
     parser.add_argument("--json", default="", metavar="FILE|-")
     given = parser.parse_args()
     sizes = [int(n) for n in given.jobs.split(",") if n]
-    scale = [alone(measure, given.policy, n, given.gpus, given.rounds) for n in sizes]
+    scale = [alone(measure, given.policy, n, given.gpus, given.rounds, given.share) for n in sizes]
     trace = [
         alone(philly, given.philly, policy, given.philly_gpus, given.philly_jobs)
         for policy in given.philly_policies.split(",")

@@ -91,16 +91,31 @@ class _Round:
         self.open[jobs.running & ~self.stays] = 0
         self.guests = self._guests()
 
-    def _guests(self) -> dict[int, Ints]:
-        """Guest row -> rows of its hosts, where both sides stay."""
-        found: dict[int, list[int]] = {}
-        for host, guest, _ in self.sharing.pairs.tolist():
-            if self.stays[guest]:
-                found.setdefault(guest, []).append(host)
-        return {guest: np.array(hosts) for guest, hosts in found.items() if self.stays[hosts].all()}
+    def _guests(self) -> _Guests:
+        host, guest = self.sharing.pairs[:, 0], self.sharing.pairs[:, 1]
+        parted = np.zeros(len(self.stays), np.bool_)
+        parted[guest[~self.stays[host]]] = True
+        pair = np.flatnonzero(self.stays[guest] & ~parted[guest])
+        pair = pair[np.argsort(guest[pair], kind="stable")]
+        host, guest = host[pair], guest[pair]
+        rows, first, hosts = np.unique(guest, return_index=True, return_counts=True)
+        if not len(rows):
+            none = np.zeros(0)
+            return _Guests(rows, rows, hosts, none, none, none, none)
+        mine, theirs = self._speeds(guest, host)
+        loss = self._value(host, self.gpu_type[host], self.gpus[host]) * (1.0 - theirs)
+        return _Guests(
+            row=rows,
+            host=host[first],
+            hosts=hosts,
+            full=self._value(rows, self.gpu_type[rows], self.gpus[rows]),
+            speed=np.minimum.reduceat(mine, first),
+            host_speed=np.minimum.reduceat(theirs, first),
+            loss=np.add.reduceat(loss, first),
+        )
 
-    def _speeds(self, row: int, hosts: Ints) -> tuple[Floats, Floats]:
-        """(speed of the job beside each host, speed of each host beside it); NaN = not known."""
+    def _speeds(self, row: Ints | int, hosts: Ints) -> tuple[Floats, Floats]:
+        """(speed of the job beside each host, speed of each host beside it); NaN = not known. `row`: one, or one a host."""
         of, types, speed = self.sharing.job_type, self.gpu_type[hosts], self.sharing.speed
         known = (of[hosts] >= 0) & (of[row] >= 0)
         mine = np.where(known, speed[types, of[row], of[hosts]], np.nan)
@@ -110,18 +125,9 @@ class _Round:
         """Value per second of these jobs on so many devices at full speed."""
         return np.asarray(self.unit[rows] * self.view.jobs.type_speed[rows, types] * gpus)
 
-    def _state_of(self, guest: int) -> tuple[float, float, float, float]:
-        """(gain, loss, the guest's value at full speed, its speed) of a pair as it is believed now."""
-        hosts = self.guests[guest]
-        mine, theirs = self._speeds(guest, hosts)
-        full = float(self._value(guest, int(self.gpu_type[guest]), int(self.gpus[guest])))
-        loss = float((self._value(hosts, self.gpu_type[hosts], self.gpus[hosts]) * (1.0 - theirs)).sum())
-        speed = float(mine.min())
-        return full * speed - loss, loss, full, speed
-
     def _leave(self, guest: int, why: str) -> Grant:
-        hosts = self.guests.pop(guest)
-        names = ", ".join(self.view.jobs.job_id[host] for host in hosts)
+        pairs = self.sharing.pairs
+        names = ", ".join(self.view.jobs.job_id[host] for host in pairs[pairs[:, 1] == guest, 0])
         self._settled.add(guest)
         return Grant(guest, 0, int(self.gpu_type[guest]), f"no longer shares with {names}: {why}", self._bid(guest))
 
@@ -147,24 +153,22 @@ class _Round:
 
     def bad_guests(self) -> Iterator[Grant]:
         """Guests whose pair costs more than their restart would."""
-        for guest in list(self.guests):
-            gain, _, full, speed = self._state_of(guest)
-            if gain < -self.band * full:
-                _, theirs = self._speeds(guest, self.guests[guest])
-                words = self._gain_words(gain, int(self.gpus[guest]))
-                yield self._leave(guest, f"speed {speed:.2f} and {theirs.min():.2f} by now; {words}")
+        found = self.guests
+        for n in np.flatnonzero(found.gain < -self.band * found.full):
+            guest = int(found.row[n])
+            words = self._gain_words(float(found.gain[n]), int(self.gpus[guest]))
+            yield self._leave(guest, f"speed {found.speed[n]:.2f} and {found.host_speed[n]:.2f} by now; {words}")
 
     def movers(self) -> Iterator[Grant]:
         """Guests for whom a device that nobody else wants is worth a restart; those who get back most first."""
         if not (self.free > 0).any():
             return
-        back = []
-        for guest in self.guests:
-            _, loss, full, speed = self._state_of(guest)
-            regained = full * (1.0 - speed) + loss
-            if regained > self.band * full:
-                back.append((-regained, guest))
-        for _, guest in sorted(back):
+        found = self.guests
+        back = found.full * (1.0 - found.speed) + found.loss
+        pays = np.flatnonzero(back > self.band * found.full)
+        for guest in found.row[pays[np.argsort(-back[pays], kind="stable")]].tolist():
+            if guest in self._settled:
+                continue
             speeds = self.view.jobs.type_speed[guest]
             fitting = (self.free >= self.gpus[guest]) & (speeds >= speeds[self.gpu_type[guest]])
             if fitting.any():
@@ -271,13 +275,28 @@ class _Round:
 
     def _ask(self) -> _Asked:
         """What it takes to have each guest of one device leave: what it gains, its restart, and `keep` of its worth."""
-        rows = [(g, int(h[0])) for g, h in self.guests.items() if len(h) == 1 and self.gpus[g] == 1]
-        price = []
-        for guest, _ in rows:
-            gain, _, full, speed = self._state_of(guest)
-            price.append(gain + (self.rule.keep * speed + self.band) * full)
-        guests, hosts = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
-        return _Asked(guests, hosts, np.array(price))
+        found, stays = self.guests, [int(row) not in self._settled for row in self.guests.row]
+        single = (found.hosts == 1) & (self.gpus[found.row] == 1) & np.array(stays, dtype=np.bool_)
+        price = found.gain + (self.rule.keep * found.speed + self.band) * found.full
+        return _Asked(found.row[single], found.host[single], price[single])
+
+
+@dataclass(frozen=True, slots=True)
+class _Guests:
+    """Guests that stay beside hosts that stay, a row each: row of the guest, of its first host, how many hosts; its value at
+    full speed, its speed, that of its slowest host, and what its hosts lose."""
+
+    row: Ints
+    host: Ints
+    hosts: Ints
+    full: Floats
+    speed: Floats
+    host_speed: Floats
+    loss: Floats
+
+    @property
+    def gain(self) -> Floats:
+        return self.full * self.speed - self.loss
 
 
 @dataclass(frozen=True, slots=True)
