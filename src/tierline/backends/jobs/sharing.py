@@ -7,8 +7,8 @@ shared (`server/accept.py` sees to that).
 
 Speed. While a job has the device to itself its *own pace* is learnt: launches per second of wall time. Beside another its
 speed is its pace over its own one, so that waits at the gate, slower kernels and idle stretches of the program itself all
-count as they should. A job that never was alone is judged by its kernels: the time that they were predicted to take alone,
-over the time that they took, waits at the gate included; where the arbiter has seen too little of them, nothing is told.
+count as they should. A job that never was alone is judged by the time it lost: its waits at the gate, and what its kernels
+took beyond the time that they were predicted to take alone. Where the arbiter has seen too little of them, nothing is told.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tierline.policies.kernels import DEFAULT_MODE, DEFAULT_POLICY
 logger = logging.getLogger(__name__)
 
 WINDOW_S = 10.0
-LEAST_SEEN = 0.1  # of the window must have been observed before kernels are judged by their times
+LEAST_SEEN = 0.1  # of the window must have been observed before a job is judged by its kernels
 Key = tuple[str, int]  # (job, attempt)
 
 
@@ -54,6 +54,7 @@ class _Sample:
     predicted_ns: int
     observed_ns: int
     wait_ns: int
+    is_waiting: bool
 
 
 @dataclass(slots=True)
@@ -126,7 +127,7 @@ class DeviceSharing:
             seen = region.together(own)
             beside = tuple(sorted(other for other, _ in keys if other != job_id))
             busy = seen.predicted_busy_ns, seen.observed_busy_ns, seen.wait_ns
-            now = _Sample(now_ns, beside, seen.launches, *busy)
+            now = _Sample(now_ns, beside, seen.launches, *busy, seen.is_waiting)
             before, self._samples[job_id, attempt] = self._samples.get((job_id, attempt)), now
             told = self._speed((job_id, attempt), before, now)
             if told is not None:
@@ -134,11 +135,11 @@ class DeviceSharing:
         return found
 
     def _speed(self, key: Key, before: _Sample | None, now: _Sample) -> SlowdownSeen | None:
-        """The speed within the window, if the job launched anything and was beside the same one all the time."""
-        if before is None or before.beside != now.beside or now.launches <= before.launches:
+        """The speed within the window, if the job was beside the same one all the time, and launched anything or wanted to."""
+        if before is None or before.beside != now.beside:
             return None
         wall_ns, launches = now.time_ns - before.time_ns, now.launches - before.launches
-        if wall_ns <= 0:
+        if wall_ns <= 0 or launches < 0 or (launches == 0 and not (now.is_waiting and now.beside)):
             return None
         pace = launches / wall_ns
         if not now.beside:
@@ -146,16 +147,18 @@ class DeviceSharing:
             self._own_pace[key] = 0.5 * known + 0.5 * pace
             return None
         own = self._own_pace.get(key)
-        speed = pace / own if own else _by_kernels(before, now, wall_ns)
+        speed = pace / own if own else _by_lost_time(before, now, wall_ns) if launches else 0.0  # it waits at the gate
         return None if speed is None else SlowdownSeen(*key, now.beside, min(speed, 1.0), wall_ns, launches)
 
 
-def _by_kernels(before: _Sample, now: _Sample, wall_ns: int) -> float | None:
-    """Predicted time over time taken. Waits may overlap with the job's own kernels, so no more than the window is taken."""
-    taken_ns = now.observed_ns - before.observed_ns + now.wait_ns - before.wait_ns
-    if taken_ns < LEAST_SEEN * wall_ns:
+def _by_lost_time(before: _Sample, now: _Sample, wall_ns: int) -> float | None:
+    """1 − lost / window. A kernel-bound job thus has predicted over wall time, a launch-bound one the time that it did not
+    wait; waits that overlap with the job's own kernels count as lost too, so this is rather too little than too much."""
+    observed_ns, wait_ns = now.observed_ns - before.observed_ns, now.wait_ns - before.wait_ns
+    if observed_ns + wait_ns < LEAST_SEEN * wall_ns:
         return None
-    return (now.predicted_ns - before.predicted_ns) / min(taken_ns, wall_ns)
+    lost_ns = wait_ns + max(observed_ns - (now.predicted_ns - before.predicted_ns), 0)
+    return max(1.0 - lost_ns / wall_ns, 0.0)
 
 
 def label_of(job_id: str) -> str:
