@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tierline.cli.top import Scene, device_rows
+from tierline.core.status import ClusterStatus, DeviceStatus, JobStatus
 from tierline.kernels import environment
 
-from .conftest import FakeDaemon, Outcome
+from .conftest import FakeDaemon, Outcome, job_json
 
 Tierline = Callable[..., Outcome]
 SHARED = {"phase": "running", "gpus": 1, "device_ids": ["gpu0"], "attempt": 1, "started_ns": 1}
@@ -51,6 +54,13 @@ def test_ps_marks_shared_devices_and_why_tells_with_whom(daemon: FakeDaemon, tie
     assert (lines["r"][column], lines["alone"][column]) == ("1*", "1")
     assert "r is running on gpu0, shared with j at 0.93 of its speed;" in tierline("why", "r").out
     assert "shared" not in tierline("why", "alone").out
+
+
+def test_top_shows_both_users_of_a_device() -> None:
+    device = DeviceStatus("gpu0", "local", "h200", 0, "r", "", "j")
+    cluster = ClusterStatus(0, "fifo", 60.0, (device,), (), 2, 0, 2)
+    jobs = [msgspec.convert(job_json(name, **SHARED), JobStatus) for name in ("r", "j")]
+    assert [row[:2] for row in device_rows(Scene(cluster, jobs, {}))] == [["gpu0", "r"], ["gpu0 too", "j"]]
 
 
 def test_simulate_shares_and_says_what_the_bound_is(tierline: Tierline, pairs: Path) -> None:

@@ -57,7 +57,7 @@ def look(client: Client, sweep: str = "") -> Scene:
     """Ask the daemon for everything on show."""
     cluster, jobs = client.cluster(), client.jobs(all=True, sweep=sweep)
     scene = Scene(cluster, jobs, {})
-    shown = [device.job_id for device in cluster.devices if device.job_id]
+    shown = [user for device in cluster.devices for user in (device.job_id, device.guest) if user]
     shown += [job.job_id for job in scene.queue[:QUEUE_ROWS] if job.reports]
     losses = {
         job_id: [row.loss for row in client.reports(job_id) if row.loss is not None] for job_id in dict.fromkeys(shown)
@@ -84,6 +84,8 @@ def device_rows(scene: Scene) -> list[list[str]]:
             rows.append([device.device_id, device.blocked or device.job_id or "free", *[""] * 6])
         else:
             rows.append([device.device_id, *job_cells(scene, job)])
+        if device.guest in scene.by_id:
+            rows.append([f"{device.device_id} too", *job_cells(scene, scene.by_id[device.guest])])
     return rows
 
 

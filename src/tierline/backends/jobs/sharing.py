@@ -135,7 +135,7 @@ class DeviceSharing:
         return found
 
     def _speed(self, key: Key, before: _Sample | None, now: _Sample) -> SlowdownSeen | None:
-        """The speed within the window, if the job was beside the same one all the time, and launched anything or wanted to."""
+        """The speed within the window, if the job was beside the same one all the time and launched, or wanted to."""
         if before is None or before.beside != now.beside:
             return None
         wall_ns, launches = now.time_ns - before.time_ns, now.launches - before.launches
