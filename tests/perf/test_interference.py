@@ -22,7 +22,7 @@ def test_a_job_is_known_by_its_type_else_by_its_demands() -> None:
     assert type_name(Job("x", sweep="s", sm_util=0.5, bw_util=0.25)) == type_name(
         Job("y", sweep="s", sm_util=0.5, bw_util=0.25)
     )
-    assert type_name(Job("x", sm_util=0.5)) != type_name(Job("y", sm_util=0.5))
+    assert type_name(Job("x", sm_util=0.5)) == type_name(Job("y", sm_util=0.5)) != type_name(Job("z", sm_util=0.6))
     assert type_name(Job("x", sweep="s")) == ""
     assert Interference().index(Job("x")) == -1
 
@@ -86,8 +86,14 @@ def test_the_table_of_beliefs_is_the_same_and_follows_what_is_seen() -> None:
         for a in (0, 1):
             for b in (0, 1):
                 assert np.array_equal(table[t, a, b], found.speed(name, a, b), equal_nan=True)
+    found.measure((PairSpeed("", "c", "a", 0.3), PairSpeed("u", "b", "c", 0.4)))
+    found.speeds(("t", "u"))
     found.index(Job("c", job_type="c"))
-    assert found.speeds(("t", "u")).shape == (2, 3, 3)
+    wider = found.speeds(("t", "u"))
+    again = Interference()
+    again.load(found.dump())
+    assert wider.shape == (2, 3, 3)
+    assert np.array_equal(wider, again.speeds(("t", "u")), equal_nan=True)
 
 
 def test_beliefs_come_back_from_a_dump() -> None:

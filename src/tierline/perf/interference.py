@@ -1,6 +1,6 @@
 """How fast jobs run beside each other on one device: predicted from what is known, corrected by what is seen.
 
-A *job type* is what jobs are alike in: the measured one that they name, else the demands they declare (one a sweep). For an
+A *job type* is what jobs are alike in: the measured one that they name, else their sweep and the demands they declare. For an
 ordered pair of job types on a GPU type the belief is a speed in 0..1, relative to running alone:
 
     belief = (W · prior + n · mean) / (W + n)
@@ -31,7 +31,7 @@ def type_name(job: Job) -> str:
     if job.job_type:
         return job.job_type
     if job.sm_util or job.bw_util:
-        return f"{job.sweep or job.job_id} {job.sm_util:g}/{job.bw_util:g}"
+        return f"{job.sweep} {job.sm_util:g}/{job.bw_util:g}".strip()
     return ""
 
 
@@ -67,7 +67,7 @@ class Interference:
         if name not in self._index:
             self._index[name] = len(self._index)
             self._demand.append((job.sm_util, job.bw_util))
-            self._cache = None
+            self._widen()
         return self._index[name]
 
     def measure(self, pairs: Iterable[PairSpeed]) -> None:
@@ -105,6 +105,19 @@ class Interference:
         window = self._cache[1][:]
         window.flags.writeable = False
         return window
+
+    def _widen(self) -> None:
+        """A job type came: its row and column of the table."""
+        if self._cache is None:
+            return
+        names = list(self._index)
+        types, old = self._cache
+        table = np.empty((len(types), len(names), len(names)))
+        table[:, :-1, :-1] = old
+        for t, gpu_type in enumerate(types):
+            table[t, -1] = [self._belief(gpu_type, names[-1], other) for other in names]
+            table[t, :, -1] = [self._belief(gpu_type, other, names[-1]) for other in names]
+        self._cache = types, table
 
     def _belief(self, gpu_type: str, job_type: str, beside: str) -> float:
         prior = self._measured.get((gpu_type, job_type, beside), self._measured.get(("", job_type, beside)))
