@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tierline.backends.kernels.pairs import PLAIN, Comparison, PairRow, compare, count_runs, pair_names, policy_names
-from tierline.backends.kernels.sim import MODES
 from tierline.cli.simulate_kernels import as_json, show
 from tierline.core.errors import TierlineError
+from tierline.policies.kernels import MODES
 
 AIM_P99, AIM_GAIN = 1.07, 1.3
 

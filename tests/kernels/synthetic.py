@@ -68,7 +68,7 @@ def client(slot: int, label: str, priority: str, launches: int, wait_ns: int, **
     told = SimpleNamespace(
         launches=launches, at_once=launches - waits[17], waited=waits[17], forced=0, bypassed=1, overflowed=0, excess=0,
         denied_allocations=0, wait_ns=wait_ns, longest_wait_ns=240_000 if wait_ns else 0, predicted_busy_ns=1_080_000,
-        observed_busy_ns=1_000_000, corun_ns=250_000, starved_ns=200_000, waits=waits,
+        observed_busy_ns=1_000_000, corun_ns=250_000, starved_ns=200_000, lost_ns=0, waits=waits,
     )  # fmt: skip
     row = SimpleNamespace(
         slot=slot, label=label, state=1, pid=100 + slot, priority=priority, waiting=0, memory_cap_bytes=8 << 30,

@@ -105,6 +105,7 @@ def test_what_is_no_client(library: Preloaded) -> None:
 
 def test_what_the_library_cannot_do_never_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     full = Preloaded(slot=-1)
+    monkeypatch.setattr(client_module.ctypes, "CDLL", lambda name: None)  # a driver is there
     monkeypatch.setattr(client_module, "_preloaded", lambda: full)
     with pytest.warns(OutsideTierline, match="64 are allowed") as told, client_function(stream=7) as stream:
         assert stream == 7
@@ -115,3 +116,15 @@ def test_what_the_library_cannot_do_never_ends_the_program(monkeypatch: pytest.M
     with pytest.warns(OutsideTierline, match="256 streams"), client_function(stream=7):
         pass
     assert unbound.calls[-1] == ("end", 3)
+
+
+@pytest.mark.parametrize(("switch", "why"), [("on", "finds no CUDA driver"), ("off", "TIERLINE_KERNELS=off")])
+def test_where_there_is_nothing_to_share_it_says_so(monkeypatch: pytest.MonkeyPatch, switch: str, why: str) -> None:
+    def no_driver(name: str | None) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(client_module, "_preloaded", lambda: Preloaded(slot=-1))
+    monkeypatch.setattr(client_module.ctypes, "CDLL", no_driver)
+    monkeypatch.setenv("TIERLINE_KERNELS", switch)
+    with pytest.warns(OutsideTierline, match=why), client_function():
+        pass

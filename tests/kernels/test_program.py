@@ -127,7 +127,7 @@ def test_a_program_file(tmp_path: Path) -> None:
     [
         ("argv = 'true'", 'argv = ["COMMAND"'),
         ("argv = []", 'argv = ["COMMAND"'),
-        ('argv = ["true"]\npriorty = "high"', "unknown key of program file"),
+        ('argv = ["true"]\npriorty = "high"', "unknown key 'priorty'; allowed are argv"),
         ('argv = ["true"]\npriority = "low"', "unknown kernel priority 'low'"),
         ('argv = ["true"]\nmemory = "much"', "memory 'much' is no size"),
         ('argv = ["true"]\nmemory = true', "memory = True, but a text is needed"),
@@ -160,7 +160,12 @@ def test_a_foreign_profile_is_to_be_converted_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "name"),
-    [(["/usr/bin/python3", "-u", "a/train.py", "--lr"], "train.py"), (["./serve"], "serve"), (["python"], "python")],
+    [
+        (["/usr/bin/python3", "-u", "a/train.py", "--lr"], "train.py"),
+        (["./serve"], "serve"),
+        (["python"], "python"),
+        (["fake-program", "bert-server", "--seconds", "3"], "bert-server"),
+    ],
 )
 def test_what_a_program_is_called(argv: list[str], name: str) -> None:
     assert client_name("", argv) == name

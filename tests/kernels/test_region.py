@@ -79,7 +79,7 @@ def test_no_file_no_module_no_region(tmp_path: Path, monkeypatch: pytest.MonkeyP
         region.read_region(tmp_path / "none.region")
     path = tmp_path / "bad.region"
     path.write_bytes(b"nonsense")
-    with pytest.raises(InvalidInput, match=r"cannot be read as a region: .*not a region of this version"):
+    with pytest.raises(InvalidInput, match=r"cannot use the region .*: it is not a region of this version"):
         region.read_region(path)
     monkeypatch.setitem(sys.modules, "tierline._native", None)
     with pytest.raises(MissingNative, match=r"tierline\._native is missing.*install it again"):
@@ -276,7 +276,25 @@ def test_excess_is_told(seen: region.RegionSeen) -> None:
     rows = made.clients()
     rows[0].statistics.excess = 3
     made.clients = lambda: rows
-    assert "over a limit at 3 admissions" in region_tables.sums_line(region.seen(made, SIMULATED))
+    rows[0].statistics.lost_ns = 40_000
+    told = region_tables.sums_lines(region.seen(made, SIMULATED))
+    assert told[1:] == ["Over a limit at 3 admissions.", "serve lost 40.0µs of 1.00ms busy time to company (4.0%)."]
+
+
+def test_kernels_that_ran_in_graphs_only_are_not_listed() -> None:
+    made = synthetic.region(1)
+    made.kernels = lambda: [synthetic.kernel(synthetic.GEMM, 0), synthetic.kernel(synthetic.NORM, 2)]
+    shown = region.seen(made, SIMULATED)
+    assert [kernel.launches for kernel in region_tables.launched(shown)] == [2]
+    assert len(region_tables.kernel_rows(shown, 10)) == 1
+
+
+def test_memory_of_a_client_that_has_left_is_not_told_as_nothing() -> None:
+    made = synthetic.region(1)
+    rows = made.clients()
+    rows[0].state, rows[0].memory_bytes = 2, 0
+    made.clients = lambda: rows
+    assert region_tables.client_cells(region.seen(made, SIMULATED).clients[0])[-1] == "cap 8.0 GiB"
 
 
 def test_json_holds_the_numbers(seen: region.RegionSeen) -> None:

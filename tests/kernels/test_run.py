@@ -147,6 +147,7 @@ def test_what_cannot_be_run_is_one_sentence(
 )
 def test_what_cannot_be_executed(library: Path, program: str, code: int, said: str) -> None:
     assert run(library, "run", "--", program) == (code, "", f"tierline: '{program}' cannot be executed: {said}.\n")
+    assert not list(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.region"))
 
 
 def test_a_library_that_is_missing(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_programs_run_together_and_are_told_apart(
     assert "bee | two\n" in out
     assert "a   | oh\n" in err
     assert "take turns" in out  # there is no MPS here
-    assert "policy sequential" in out
+    assert "Policy: sequential; --policy NAME sets another." in out
     cells = [line.split() for line in out.splitlines()]
     assert ["a", "high", "0"] in [row[:3] for row in cells]
     assert ["bee", "best-effort", "0"] in [row[:3] for row in cells]
@@ -239,4 +240,4 @@ def test_names_and_programs_that_cannot_be(library: Path, tmp_path: Path) -> Non
     code, _, err = run(library, "run", "--share", "--fake", "h200", a, str(tmp_path / "no.toml"))
     assert code == 2
     assert "'no-such-program' cannot be started" in err
-    assert os.listdir(tmp_path / "run" / "tierline" / "kernels")
+    assert not list((tmp_path / "run").rglob("*.region"))

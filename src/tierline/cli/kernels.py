@@ -89,14 +89,16 @@ def show(seen: RegionSeen, top: int) -> None:
     if seen.waits:
         _show_waits(seen)
     rows = heads.kernel_rows(seen, top)
-    more = f" of {len(seen.kernels)}" if len(seen.kernels) > top else ""
+    there = len(heads.launched(seen))
+    more = f" of {there}" if there > top else ""
     print(f"\nKernels by time: {len(rows)}{more}")
     if rows:
         heads.print_fitting(heads.KERNELS, rows, heads.KERNEL_NUMBERS)
     print()
     for line in course_lines(seen):
         print(line)
-    print(heads.sums_line(seen))
+    for line in heads.sums_lines(seen):
+        print(line)
     if seen.reaped:
         print(f"Programs that died without leaving, their share given back: {seen.reaped}")
     if seen.repairs:

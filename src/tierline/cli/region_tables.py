@@ -74,9 +74,9 @@ def percent(share: float | None) -> str:
 
 
 def client_cells(client: ClientSeen) -> list[str]:
-    memory = render.size(client.memory_bytes) if client.memory_bytes or client.memory_cap_bytes else "-"
+    memory = render.size(client.memory_bytes) if client.memory_bytes or client.is_here else "-"
     if client.memory_cap_bytes:
-        memory += f" of {render.size(client.memory_cap_bytes)}"
+        memory = f"{'cap' if memory == '-' else memory + ' of'} {render.size(client.memory_cap_bytes)}"
     if client.denied_allocations:
         memory += f", {client.denied_allocations} refused"
     return [
@@ -106,7 +106,12 @@ def live_rows(region: RegionSeen) -> list[list[str]]:
 
 def kernel_rows(region: RegionSeen, top: int) -> list[list[str]]:
     total = sum(kernel.time_ns for kernel in region.kernels)
-    return [_kernel_cells(kernel, total) for kernel in region.by_time[:top]]
+    return [_kernel_cells(kernel, total) for kernel in launched(region)[:top]]
+
+
+def launched(region: RegionSeen) -> list[KernelSeen]:
+    """The ones with the most time first, without those that ran in graphs only: a graph counts as one kernel."""
+    return [kernel for kernel in region.by_time if kernel.launches]
 
 
 def _kernel_cells(kernel: KernelSeen, total_ns: int) -> list[str]:
@@ -133,18 +138,28 @@ def wait_lines(region: RegionSeen) -> list[str]:
     return [f"{row.waiter} waited {span(row.wait_ns)} for {row.blamed}" for row in region.waits]
 
 
-def sums_line(region: RegionSeen) -> str:
-    """The largest sums against their limits, and what that means."""
-    told = f"largest sums with company: SM {percent(region.peak_sm_util)} of {percent(region.alpha)}, bandwidth "
+def sums_lines(region: RegionSeen) -> list[str]:
+    """The largest sums against their limits, what that means, and what company cost high priority."""
+    if not (region.peak_sm_util or region.peak_bw_util):
+        return ["No two clients had work at once."]
+    told = f"Largest sums with company: SM {percent(region.peak_sm_util)} of {percent(region.alpha)}, bandwidth "
     told += f"{percent(region.peak_bw_util)} of {percent(region.beta)}"
     excess = sum(client.excess for client in region.clients)
-    if excess:
-        return f"{told}; over a limit at {excess} admissions"
-    return (
-        f"{told}; never over a limit"
-        if region.peak_sm_util or region.peak_bw_util
-        else "no two clients had work at once"
-    )
+    if not excess:
+        lines = [f"{told}; never over a limit."]
+    elif region.mode == "latency":
+        lines = [
+            f"{told}.",
+            f"Over a limit at {excess} admissions: in mode latency high priority never waits for room.",
+        ]
+    else:
+        lines = [f"{told}.", f"Over a limit at {excess} admissions."]
+    lost = [client for client in region.clients if client.lost_ns > 0 and client.observed_busy_ns > 0]
+    return lines + [
+        f"{client.label} lost {span(client.lost_ns)} of {span(client.observed_busy_ns)} busy time to company "
+        f"({client.lost_ns / client.observed_busy_ns:.1%})."
+        for client in lost
+    ]
 
 
 def headline(region: RegionSeen) -> str:

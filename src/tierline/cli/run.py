@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -121,31 +123,39 @@ def _device(given: int | None) -> int:
     return int(first or 0)
 
 
+def check_installed(fake: str) -> None:
+    """What is missing or unknown is told before anything is made. Raises `UnknownName`, `MissingNative`."""
+    from tierline.core.errors import UnknownName
+    from tierline.kernels import environment
+
+    if fake and fake not in environment.FAKE_DEVICES:
+        raise UnknownName("simulated device", fake, environment.FAKE_DEVICES)
+    environment.library_path()
+    if fake:
+        environment.fake_folder()
+
+
 def target(device: int, fake: str, policy: str | None, mode: str | None) -> tuple[Target, int]:
     """The device with its region made or joined, and the descriptor that marks the region as in use."""
     from tierline.backends.kernels.cuda import Target
-    from tierline.core.errors import UnknownName
-    from tierline.kernels import environment
     from tierline.kernels.calibration import known_limits
     from tierline.kernels.native import open_region
     from tierline.kernels.place import place_of, take_region
 
-    if fake and fake not in environment.FAKE_DEVICES:
-        raise UnknownName("simulated device", fake, environment.FAKE_DEVICES)
-    environment.library_path()  # what is missing is told before anything is made
-    if fake:
-        environment.fake_folder()
     place, limits = place_of(device, fake), known_limits(device, fake)
     users = take_region(place, policy, mode, limits)
     config = open_region(place.region).config()
     return Target(place, device, fake, config.policy, config.mode, limits), users
 
 
-def _replace(program: Program, device: int, fake: str, policy: str | None, mode: str | None) -> NoReturn:
-    from tierline.backends.kernels.cuda import CANNOT_EXECUTE, NOT_FOUND, replace_process
+def _replace(program: Program, device: int, fake: str, policy: str | None, mode: str | None) -> None:
+    from tierline.backends.kernels.cuda import check_executable, replace_process
     from tierline.kernels import mps
     from tierline.kernels.region import read_region
 
+    check_installed(fake)
+    with _as_a_shell(program):
+        check_executable(program, fake)
     where, users = target(device, fake, policy, mode)
     if fake:
         print(f"tierline: {program.name} runs on a simulated device ({fake}); no GPU is used.", file=sys.stderr)
@@ -157,8 +167,17 @@ def _replace(program: Program, device: int, fake: str, policy: str | None, mode:
             print(f"tierline: {where.place.title} has {others} other client(s). {service.note}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    try:
+    with _as_a_shell(program):
         replace_process(program, where, users)
+
+
+@contextlib.contextmanager
+def _as_a_shell(program: Program) -> Iterator[None]:
+    """A program that cannot be executed is told with the shell's exit code."""
+    from tierline.backends.kernels.cuda import CANNOT_EXECUTE, NOT_FOUND
+
+    try:
+        yield
     except OSError as error:
         print(f"tierline: '{program.argv[0]}' cannot be executed: {error.strerror or error}.", file=sys.stderr)
         raise typer.Exit(NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierline.cli import region_tables, render
-from tierline.cli.run import target
+from tierline.cli.run import check_installed, target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 LOOK_S = 0.5
+TAKING_TURNS = "sequential"
+"""The policy where kernels of two programs never run together: grouping them would only cost."""
 
 
 def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mode: str | None, as_json: bool) -> int:
     """Run the programs of `files` until all have ended. 0 when all ended with 0, 1 when not, 130 when interrupted."""
-    from tierline.backends.kernels.cuda import Company
-    from tierline.core.errors import UnknownName
-    from tierline.kernels import environment, mps
+    from tierline.backends.kernels.cuda import Company, check_company
+    from tierline.kernels import mps
     from tierline.kernels.place import managing, place_of
     from tierline.kernels.program import read_program
     from tierline.kernels.region import read_region
 
     programs = [read_program(path) for path in files]
-    if fake and fake not in environment.FAKE_DEVICES:
-        raise UnknownName("simulated device", fake, environment.FAKE_DEVICES)
-    environment.library_path()
+    check_installed(fake)
+    check_company(programs, fake)
     place = place_of(device, fake)
     with contextlib.ExitStack() as stack:
         stack.enter_context(managing(place))
@@ -46,9 +46,9 @@ def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mod
         else:
             service = mps.start(device, place.folder)
             stack.callback(mps.stop, service)
-        where, users = target(device, fake, policy or (None if service.is_on else "sequential"), mode)
+        where, users = target(device, fake, policy or (None if service.is_on else TAKING_TURNS), mode)
         console = render.console(stderr=as_json)
-        console.print(f"tierline: {service.note}", soft_wrap=True, style="dim")
+        console.print(f"tierline: {service.note}{_why(policy, service, where.policy)}", soft_wrap=True, style="dim")
         caught = stack.enter_context(_signals())  # before there is a program that has to be told
         company = stack.enter_context(
             Company(programs, where, users, service.env, _say(console, as_json, max(len(p.name) for p in programs)))
@@ -62,6 +62,13 @@ def share(files: Sequence[Path], device: int, fake: str, policy: str | None, mod
     if interrupted:
         return 128 + interrupted
     return 0 if all(each.exit_code == 0 for each in company.running) else 1
+
+
+def _why(given: str | None, service: Mps, policy: str) -> str:
+    """Which policy holds where kernels cannot run together anyhow, and how to have another."""
+    if service.is_on:
+        return ""
+    return f" Policy: {policy}{', as given' if given else '; --policy NAME sets another'}."
 
 
 def _say(console: Console, as_json: bool, width: int) -> Say:
@@ -162,7 +169,8 @@ def _show(company: Company, seen: RegionSeen) -> None:
     region_tables.print_fitting(columns, _of_this_run(company, seen), columns[2:])
     for line in region_tables.wait_lines(seen)[:6]:
         print(line)
-    print(region_tables.sums_line(seen))
+    for line in region_tables.sums_lines(seen):
+        print(line)
     print(f"More: tierline kernels report {seen.path.stem}")
 
 

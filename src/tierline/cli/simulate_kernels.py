@@ -16,7 +16,7 @@ from tierline.cli import render
 
 if TYPE_CHECKING:
     from tierline.backends.kernels.pairs import Comparison, PairRow
-    from tierline.backends.kernels.sim import Mode
+    from tierline.policies.kernels import KernelMode
 
 COLUMNS = (
     "POLICY",
@@ -93,9 +93,9 @@ def kernels(
     show(comparison, rows)
 
 
-def _modes(text: str) -> tuple[Mode, ...]:
-    from tierline.backends.kernels.sim import MODES
+def _modes(text: str) -> tuple[KernelMode, ...]:
     from tierline.core.errors import UnknownName
+    from tierline.policies.kernels import MODES
 
     if text == "both":
         return MODES

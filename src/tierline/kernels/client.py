@@ -30,7 +30,8 @@ _HIGH, _BEST_EFFORT = 0, 1  # `Priority` of native/core
 
 
 class OutsideTierline(UserWarning):
-    """`client` has no effect here: the program does not run under `tierline run`, or there is no room for the client."""
+    """`client` has no effect here: the program does not run under `tierline run`, has no CUDA driver, or there is no room for
+    the client."""
 
 
 @contextlib.contextmanager
@@ -59,7 +60,7 @@ def client(
     else:
         number = library.tierline_client_begin((name or _thread_name()).encode(), code, memory_bytes)
         if number < 0:
-            _warn("there is no CUDA driver, or no room for a further client (64 are allowed on one device)")
+            _warn(_why_none())
     if library is None or number < 0:
         yield stream
         return
@@ -74,6 +75,17 @@ def client(
 
 def _thread_name() -> str:
     return f"{threading.current_thread().name}-{os.getpid()}".encode()[:LABEL_BYTES].decode(errors="ignore")
+
+
+def _why_none() -> str:
+    """Why the library began no client."""
+    if os.environ.get("TIERLINE_KERNELS") == "off":
+        return "TIERLINE_KERNELS=off switches the library off"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "this process finds no CUDA driver, so there is nothing to share"
+    return "there is no room for a further client (64 are allowed on one device)"
 
 
 def _warn(why: str) -> None:

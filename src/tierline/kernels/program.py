@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tierline.core.errors import InvalidInput, NotFound, UnknownName
+from tierline.core.errors import InvalidInput, NotFound
 from tierline.kernels.environment import LABEL_BYTES
 from tierline.policies.kernels import DEFAULT_PRIORITY, KernelPriority, kernel_priority
 
 KEYS = ("argv", "name", "priority", "memory", "profile", "cwd", "env")
 MAX_BYTES = 1 << 50
+_RUNNERS = ("python", "fake-program")  # what they run says more than their own name
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -61,10 +62,11 @@ def memory_bytes(text: str, what: str = "--memory") -> int:
 
 
 def client_name(name: str, argv: Sequence[str]) -> str:
-    """`name`, or else what the command is called: `train.py` of `python train.py`. Raises `InvalidInput`."""
+    """`name`, or else what the command is called: `train.py` of `python train.py`, `bert-server` of
+    `fake-program bert-server`. Raises `InvalidInput`."""
     if not name:
-        words = [Path(word).name for word in argv if not word.startswith("-")]
-        name = words[1] if len(words) > 1 and words[0].startswith("python") else words[0] if words else "program"
+        words = [Path(word).name for word in argv if not word.startswith("-")] or ["program"]
+        name = words[1] if len(words) > 1 and words[0].startswith(_RUNNERS) else words[0]
         return name.encode()[:LABEL_BYTES].decode(errors="ignore")
     if len(name.encode()) > LABEL_BYTES or not name.isprintable():
         raise InvalidInput(f"name '{name}': up to {LABEL_BYTES} printable bytes are allowed.")
@@ -99,7 +101,7 @@ def read_program(path: Path) -> Program:
         raise InvalidInput(f"program file '{path}' cannot be read: {error}.") from None
     for key in record:
         if key not in KEYS:
-            raise UnknownName(f"key of program file '{path}'", key, KEYS)
+            raise InvalidInput(f"program file '{path}': unknown key '{key}'; allowed are {', '.join(KEYS)}.")
     argv = record.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(word, str) and word for word in argv):
         raise InvalidInput(f'program file \'{path}\': argv = ["COMMAND", "ARGUMENT", …] is needed.')

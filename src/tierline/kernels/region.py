@@ -36,8 +36,8 @@ class WaitBucket:
 class ClientSeen:
     """One client, here or gone. `name` is as it was given, `label` tells it from others of that name. `predicted_busy_ns`
     is what its launches were predicted to take alone, `observed_busy_ns` the wall time its streams were busy, `corun_ns`
-    the part of it with company, `starved_ns` the time in which it had nothing but launches that waited. `sm_util` and
-    `bw_util` are what it uses now."""
+    the part of it with company, `starved_ns` the time in which it had nothing but launches that waited, `lost_ns` what
+    company cost it, of high priority, as far as that was seen. `sm_util` and `bw_util` are what it uses now."""
 
     label: str
     name: str
@@ -61,6 +61,7 @@ class ClientSeen:
     observed_busy_ns: int
     corun_ns: int
     starved_ns: int
+    lost_ns: int
     iteration_ns: int
     sm_util: float
     bw_util: float
@@ -118,6 +119,7 @@ _SUMMED = (
     "observed_busy_ns",
     "corun_ns",
     "starved_ns",
+    "lost_ns",
     "sm_util",
     "bw_util",
 )
@@ -229,7 +231,7 @@ def read_region(path: Path, *, changes: bool = True) -> RegionSeen:
     try:
         return seen(open_region(path), path, changes=changes)
     except RuntimeError as error:
-        raise InvalidInput(f"'{path}' cannot be read as a region: {str(error).rstrip('.')}.") from None
+        raise InvalidInput(f"{str(error).rstrip('.')}.") from None
 
 
 def seen(region: Region, path: Path, *, changes: bool = True) -> RegionSeen:
@@ -308,6 +310,7 @@ def _client(row: Client, label: str) -> ClientSeen:
         observed_busy_ns=told.observed_busy_ns,
         corun_ns=told.corun_ns,
         starved_ns=told.starved_ns,
+        lost_ns=told.lost_ns,
         iteration_ns=row.iteration_ns,
         sm_util=row.sm_ppm / PPM,
         bw_util=row.bw_ppm / PPM,

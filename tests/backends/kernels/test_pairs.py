@@ -52,6 +52,8 @@ def test_unknown_names() -> None:
         compare(Comparison(("gemm",), ("free",)))
     with pytest.raises(UnknownName, match="kernel policy 'fifo'"):
         compare(Comparison(SMALL.pairs, ("fifo",)))
+    with pytest.raises(UnknownName, match="simulated device 'h300'"):
+        compare(Comparison(SMALL.pairs, ("free",), device="h300"), workers=2)
 
 
 def test_the_command_prints_and_writes_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

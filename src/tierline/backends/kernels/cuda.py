@@ -6,13 +6,16 @@ The gate runs inside the programs; what is left to do here is their environment,
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, NoReturn
 
 from tierline.core.errors import InvalidInput
@@ -62,6 +65,39 @@ def program_environment(program: Program, target: Target, base: Mapping[str, str
     return env
 
 
+def check_executable(program: Program, fake: str) -> None:
+    """That the program is there, told before a region is made for it. Raises `FileNotFoundError`, `PermissionError`."""
+    env = {**os.environ, **dict(program.env)}
+    path = (env | fake_environment(fake, base=env) if fake else env).get("PATH", os.defpath)
+    command = program.argv[0]
+    if "/" in command:  # from the program's own folder, as `exec` takes it
+        there = (program.cwd or Path()) / command
+        if there.is_file() and os.access(there, os.X_OK):
+            return
+        code = errno.EACCES if there.exists() else errno.ENOENT
+    elif shutil.which(command, path=path):
+        return
+    else:
+        code = errno.ENOENT
+    raise OSError(code, os.strerror(code), command)
+
+
+def check_company(programs: Sequence[Program], fake: str) -> None:
+    """That all can be started and told apart, before anything is made. Raises `InvalidInput`."""
+    names = [program.name for program in programs]
+    for program in programs:
+        if names.count(program.name) > 1:
+            raise InvalidInput(f"two programs are called '{program.name}': give each a name of its own.")
+        try:
+            check_executable(program, fake)
+        except OSError as error:
+            raise _cannot_start(program, error) from None
+
+
+def _cannot_start(program: Program, error: OSError) -> InvalidInput:
+    return InvalidInput(f"'{program.argv[0]}' cannot be started: {error.strerror or error}.")
+
+
 def replace_process(program: Program, target: Target, users: int) -> NoReturn:
     """Become the program: its exit code, signals and streams are then its own. `users` is the descriptor that marks the
     region as in use; it stays open. Raises `FileNotFoundError` or `OSError` when the program cannot be executed."""
@@ -93,10 +129,6 @@ class Company:
         self, programs: Sequence[Program], target: Target, users: int, extra: Mapping[str, str], say: Say
     ) -> None:
         """`extra` goes into every environment (MPS), `users` is as in `replace_process`. Raises `InvalidInput`."""
-        names = [program.name for program in programs]
-        for name in names:
-            if names.count(name) > 1:
-                raise InvalidInput(f"two programs are called '{name}': give each a name of its own.")
         self.running: list[Running] = []
         self._say = say
         try:
@@ -149,7 +181,7 @@ class Company:
                 start_new_session=True,
             )
         except OSError as error:
-            raise InvalidInput(f"'{program.argv[0]}' cannot be started: {error.strerror or error}.") from None
+            raise _cannot_start(program, error) from None
         began_s = time.monotonic()
         streams = ((process.stdout, False), (process.stderr, True))
         readers = tuple(

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from tierline.backends.kernels.sim import PPM, Mode, parse_profiles
+from tierline.backends.kernels.sim import PPM, parse_profiles
 from tierline.kernels.native import load
+from tierline.policies.kernels import KernelMode
 
 KEPT_SEEDS = 5
 
@@ -21,7 +22,7 @@ class Draw:
     """How workloads are run. `margin` lowers both limits that the gate keeps by that share; what is judged stays."""
 
     policy: str = "interference"
-    mode: Mode = "strict"
+    mode: KernelMode = "strict"
     profiles: str = "exact"
     exact_ends: bool = True
     margin: float = 0.0

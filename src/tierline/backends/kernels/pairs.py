@@ -13,16 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from tierline.backends.kernels.sim import (
-    NS_PER_S,
-    KernelOutcome,
-    KernelScenario,
-    Mode,
-    SimulatedClient,
-    simulate,
-)
+from tierline.backends.kernels.sim import KernelOutcome, KernelScenario, SimulatedClient, simulate, to_native
 from tierline.core.errors import UnknownName
+from tierline.core.nouns import NS_PER_S
 from tierline.kernels.native import load
+from tierline.policies.kernels import KernelMode
 
 PLAIN = "plain"
 """No Tierline: both programs' streams at equal priority."""
@@ -41,7 +36,7 @@ class Comparison:
 
     pairs: tuple[str, ...]
     policies: tuple[str, ...]
-    modes: tuple[Mode, ...] = ("latency",)
+    modes: tuple[KernelMode, ...] = ("latency",)
     device: str = "h200"
     profiles: str = "exact"
     seeds: int = 1
@@ -82,7 +77,7 @@ class PairRow:
 class _Cell:
     pair: str
     policy: str | None  # None: alone
-    mode: Mode
+    mode: KernelMode
     scenarios: tuple[KernelScenario, ...]
 
 
@@ -146,6 +141,8 @@ def compare(
         if name not in policy_names():
             raise UnknownName("kernel policy", name, policy_names())
     cells = list(_cells(comparison))
+    if cells:
+        to_native(cells[0].scenarios[0])  # what is wrong is told here: not every error can leave a worker process
     outcomes = {}
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         run_all = pool.map(_run, cells) if pool is not None else map(_run, cells)
@@ -183,7 +180,7 @@ def _cells(comparison: Comparison) -> Iterator[_Cell]:
         best_effort = SimulatedClient(pair.best_effort, "best-effort")
 
         def scenarios(
-            clients: tuple[SimulatedClient, ...], policy: str | None, mode: Mode, duration_ns: int = duration_ns
+            clients: tuple[SimulatedClient, ...], policy: str | None, mode: KernelMode, duration_ns: int = duration_ns
         ) -> tuple[KernelScenario, ...]:
             return tuple(
                 KernelScenario(

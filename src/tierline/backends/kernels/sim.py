@@ -10,20 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tierline.core.errors import InvalidInput, UnknownName
+from tierline.core.nouns import NS_PER_S
+from tierline.kernels.environment import FAKE_DEVICES
 from tierline.kernels.native import load
+from tierline.policies.kernels import DEFAULT_MODE, MODES, KernelMode, KernelPriority
 
 if TYPE_CHECKING:
     from tierline._native import ClientOutcome as NativeClient
     from tierline._native import Scenario as NativeScenario
 
-NS_PER_S = 1_000_000_000
 PPM = 1_000_000
-DEVICES = ("h200", "a100", "v100")
 PROFILES = ("exact", "noisy:SHARE", "tagged", "none")
-
-Priority = Literal["high", "best-effort"]
-Mode = Literal["strict", "latency"]
-MODES: tuple[Mode, ...] = ("strict", "latency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ class SimulatedClient:
     """A program of `tierline._native.programs()`, by name."""
 
     program: str
-    priority: Priority = "best-effort"
+    priority: KernelPriority = "best-effort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class KernelScenario:
 
     clients: tuple[SimulatedClient, ...]
     policy: str | None = "interference"
-    mode: Mode = "latency"
+    mode: KernelMode = DEFAULT_MODE
     device: str = "h200"
     profiles: str = "exact"
     exact_ends: bool = False
@@ -61,7 +58,7 @@ class ClientFigures:
     Waits are those in the gate."""
 
     program: str
-    priority: Priority
+    priority: KernelPriority
     per_s: float
     latencies_ns: tuple[int, ...]
     p50_ns: int
@@ -140,8 +137,8 @@ def to_native(scenario: KernelScenario) -> NativeScenario:
     for client in scenario.clients:
         if client.program not in programs:
             raise UnknownName("simulated program", client.program, programs)
-    if scenario.device not in DEVICES:
-        raise UnknownName("simulated device", scenario.device, DEVICES)
+    if scenario.device not in FAKE_DEVICES:
+        raise UnknownName("simulated device", scenario.device, FAKE_DEVICES)
     if scenario.policy is not None and scenario.policy not in _native.POLICIES:
         raise UnknownName("kernel policy", scenario.policy, _native.POLICIES)
     if scenario.mode not in MODES:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from tierline.core.errors import UnknownName
 
 KernelMode = Literal["strict", "latency"]
 KernelPriority = Literal["high", "best-effort"]
-MODES: tuple[str, ...] = get_args(KernelMode)
-PRIORITIES: tuple[str, ...] = get_args(KernelPriority)
+MODES: tuple[KernelMode, ...] = get_args(KernelMode)
+PRIORITIES: tuple[KernelPriority, ...] = get_args(KernelPriority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,14 @@ _ALL = (
     KernelPolicy(
         "interference",
         "Idea: whenever demand is released, look at the waiting heads of all clients together and admit the set that "
-        "promises most progress while the sums of SM and memory-bandwidth use stay within the device's limits and every "
-        "high-priority member within its slowdown limit. "
+        "promises most progress while the sums of SM and of memory-bandwidth use stay within the device's limits. Best "
+        "effort beside a high-priority client is bounded by what it costs: in mode `strict` by the predicted time of its "
+        "work in flight, in mode `latency` by an account of the high-priority time lost, fed with what the slowdown limit "
+        "allows. In mode `latency` a kernel that costs much waits for a pause of high priority, and one that fits "
+        "nowhere may go by itself if the account covers it. "
         "Source: the Kernel Manager; ours. "
-        "Inputs: the demands of heads and running streams, priorities, best-effort work in flight. "
-        "Memory: none. "
+        "Inputs: the demands of heads and running streams, priorities, high-priority iterations, seen durations. "
+        "Memory: of each kernel the high-priority time it costs per time of its own (harm); the balance of the account. "
         "Cost: exact over subsets of up to 8 heads, greedy by complementarity beyond.",
         shares=True,
         limits=True,
@@ -138,11 +141,11 @@ def kernel_mode(name: str) -> KernelMode:
     never waits, any excess is counted); raises `UnknownName`."""
     if name not in MODES:
         raise UnknownName("kernel mode", name, MODES)
-    return cast(KernelMode, name)
+    return name
 
 
 def kernel_priority(name: str) -> KernelPriority:
     """`high` or `best-effort`; raises `UnknownName`."""
     if name not in PRIORITIES:
         raise UnknownName("kernel priority", name, PRIORITIES)
-    return cast(KernelPriority, name)
+    return name
