@@ -127,6 +127,7 @@ Session* make_session(bool without_context) {
     }
     auto* session = new Session(std::move(settings), std::move(region));
     session->device = device;
+    session->arbiter.leave_former_selves();
     session->main_client = session->join(session->settings.client.c_str(), session->settings.priority,
                                          session->settings.memory_cap_bytes);
     if (session->main_client == nullptr) {

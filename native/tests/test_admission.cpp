@@ -1,56 +1,16 @@
 // The state machine without a clock: launches come, end, and the sums stay within the limits.
-#include "check.hpp"
-#include "tierline/admission.hpp"
+#include "admission_bench.hpp"
 
-#include <memory>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 using namespace tierline;
+using tierline::test::Bench;
+using tierline::test::strict;
 
 namespace {
-
-struct Bench {
-    MappedRegion region;
-    Admission admission;
-    std::vector<int> admitted;
-
-    explicit Bench(const Config& config) : region(MappedRegion::in_memory(config)), admission(*region) {}
-
-    int kernel(const std::string& name, Ppm sm, Ppm bw, Nanoseconds duration_ns, std::int32_t sms = 132) {
-        KernelFacts facts;
-        facts.name = name;
-        const int row = admission.add_kernel(kernel_key(name, {1, 1, 1}, {1, 1, 1}, 0), facts);
-        admission.set_profile(row, {sm, bw, sms, duration_ns}, Source::counters);
-        return row;
-    }
-    Ticket launch(int client, int stream, int row, Nanoseconds now_ns) {
-        Ticket ticket = admission.request({client, stream, row, false}, now_ns);
-        if (!ticket.admitted()) {
-            int slots[kMaxWaiters];
-            const int count = admission.decide(now_ns, slots, kMaxWaiters);
-            for (int index = 0; index < count; ++index) {
-                if (slots[index] == ticket.waiter) return admission.take(ticket.waiter, now_ns);
-                admitted.push_back(slots[index]);
-            }
-        }
-        return ticket;
-    }
-    void end(int stream, std::uint64_t seq, Nanoseconds now_ns) {
-        if (!admission.completed(stream, seq, now_ns)) return;
-        int slots[kMaxWaiters];
-        const int count = admission.decide(now_ns, slots, kMaxWaiters);
-        for (int index = 0; index < count; ++index) admitted.push_back(slots[index]);
-    }
-};
-
-Config strict() {
-    Config config;
-    config.mode = Mode::strict;
-    config.alpha_ppm = config.beta_ppm = kWhole;
-    return config;
-}
 
 void a_client_alone_is_never_gated() {
     Bench bench(strict());
@@ -318,6 +278,198 @@ void overload_seen_corrects_the_profiles() {
     CHECK(bench.region->kernels[ka].demand.bw_ppm + bench.region->kernels[kb].demand.bw_ppm > kWhole);
 }
 
+// While high priority is joined, even idle, best effort runs ahead by no more than the depth in predicted time.
+void best_effort_does_not_run_far_ahead_of_high_priority() {
+    Config config;
+    Bench bench(config);
+    const int low = bench.admission.join("low", Priority::best_effort, 0, 0, 0);
+    const int sl = bench.admission.open_stream(low, 1);
+    const int row = bench.kernel("k", 300'000, 300'000, 10 * kMicrosecond);
+    for (int index = 0; index < 50; ++index) CHECK(bench.launch(low, sl, row, 0).reason == Reason::alone);
+    bench.end(sl, 50, 1000);
+    const int high = bench.admission.join("high", Priority::high, 0, 0, 1000);
+    Ticket ticket;
+    do {
+        ticket = bench.launch(low, sl, row, 2000);
+    } while (ticket.admitted());
+    const Stream& stream = bench.region->streams[sl];
+    CHECK(bench.region->waiters[ticket.waiter].reason == Reason::depth);
+    CHECK(stream.queued_ns > config.depth_ns);  // enough that the device does not run dry
+    CHECK(stream.queued_ns <= config.depth_ns + 10 * kMicrosecond);
+    // The next one goes as soon as the work ahead of it has shrunk to the depth, though nothing was seen to end.
+    const Nanoseconds later_ns = bench.admission.deadline_ns();
+    CHECK(later_ns > 2000 && later_ns <= 2000 + 10 * kMicrosecond);
+    bench.look(later_ns);
+    CHECK(bench.admission.take(ticket.waiter, later_ns).reason != Reason::forced);
+    bench.admission.leave(high, later_ns);
+    CHECK(bench.launch(low, sl, row, later_ns).reason == Reason::alone);
+}
+
+void the_end_of_an_iteration_lets_best_effort_go() {
+    Config config = strict();
+    config.budget_ns = 1;
+    Bench bench(config);
+    const int high = bench.admission.join("high", Priority::high, 0, 0, 0);
+    const int low = bench.admission.join("low", Priority::best_effort, 0, 0, 0);
+    const int sh = bench.admission.open_stream(high, 1);
+    const int sl = bench.admission.open_stream(low, 1);
+    const int row = bench.kernel("k", 100'000, 100'000, 50'000);
+    bench.launch(high, sh, row, 1);
+    bench.end(sh, 1, 50'001);
+    const Ticket waits = bench.launch(low, sl, row, 60'000);  // the iteration goes on: its host prepares the next launch
+    CHECK(!waits.admitted());
+    CHECK(bench.region->waiters[waits.waiter].reason == Reason::slowdown_limit);
+    CHECK(bench.admission.iteration_ended(high, 70'000));
+    bench.look(70'000);
+    CHECK(bench.admission.take(waits.waiter, 70'000).reason == Reason::fits);
+    CHECK(bench.region->clients[high].iteration_ns == 69'999);
+    CHECK(!bench.admission.iteration_ended(high, 80'000));  // no launch since
+}
+
+// Strict: best effort that high priority never makes room for goes after `drain_after` and what then still runs.
+void strict_mode_starves_nobody() {
+    Config config = strict();
+    config.budget_ns = 1;
+    Bench bench(config);
+    const int high = bench.admission.join("high", Priority::high, 0, 0, 0);
+    const int low = bench.admission.join("low", Priority::best_effort, 0, 0, 0);
+    const int sh = bench.admission.open_stream(high, 1);
+    const int sl = bench.admission.open_stream(low, 1);
+    const Nanoseconds length_ns = 200 * kMicrosecond;
+    const int row = bench.kernel("k", 600'000, 600'000, length_ns);
+    Nanoseconds now_ns = 0;
+    Ticket running = bench.launch(high, sh, row, now_ns);
+    const Ticket waits = bench.launch(low, sl, row, now_ns);
+    CHECK(!waits.admitted());
+    while (bench.region->waiters[waits.waiter].state == 1 && now_ns < kSecond) {
+        // The next one is launched before the device runs dry.
+        const Ticket next = bench.launch(high, sh, row, now_ns + length_ns / 2);
+        now_ns += length_ns;
+        bench.end(sh, running.seq, now_ns);
+        if (!next.admitted() && bench.region->waiters[next.waiter].state != 2) break;
+        running = next.admitted() ? next : bench.admission.take(next.waiter, now_ns);
+    }
+    CHECK(bench.region->waiters[waits.waiter].state == 2);
+    CHECK(now_ns <= config.drain_after_ns + 2 * length_ns);
+    CHECK(bench.region->clients[low].statistics.forced == 0);
+}
+
+// Latency: high priority makes room for nobody, so the bound is the longest wait.
+void latency_mode_forces_after_the_longest_wait() {
+    Config config;
+    config.alpha_ppm = config.beta_ppm = kWhole;
+    config.max_wait_ns = 500 * kMillisecond;
+    Bench bench(config);
+    const int high = bench.admission.join("high", Priority::high, 0, 0, 0);
+    const int low = bench.admission.join("low", Priority::best_effort, 0, 0, 0);
+    const int other = bench.admission.join("other", Priority::best_effort, 0, 0, 0);
+    const int sh = bench.admission.open_stream(high, 1);
+    const int sl = bench.admission.open_stream(low, 1);
+    const int so = bench.admission.open_stream(other, 1);
+    const int row = bench.kernel("k", 500'000, 500'000, kMillisecond);
+    const int dear = bench.kernel("dear", 100'000, 100'000, kSecond);
+    const int cheap = bench.kernel("cheap", 100'000, 100'000, 1000);
+    bench.launch(high, sh, row, 0);
+    const Ticket waits = bench.launch(low, sl, dear, 0);
+    CHECK(!waits.admitted());
+    CHECK(bench.region->waiters[waits.waiter].reason == Reason::slowdown_limit);
+    for (Nanoseconds now_ns = kMillisecond; now_ns < config.max_wait_ns; now_ns += kMillisecond) {
+        bench.launch(high, sh, row, now_ns);
+        bench.end(sh, bench.region->streams[sh].launched - 1, now_ns);
+        CHECK(bench.region->waiters[waits.waiter].state == 1);
+        // Nobody stands still for its sake meanwhile: it would not go the sooner.
+        const Ticket small = bench.launch(other, so, cheap, now_ns);
+        CHECK(small.admitted());
+        if (small.admitted()) bench.end(so, small.seq, now_ns + 1000);
+    }
+    CHECK(bench.admission.deadline_ns() <= config.max_wait_ns);
+    bench.look(config.max_wait_ns);
+    CHECK(bench.admission.take(waits.waiter, config.max_wait_ns).reason == Reason::forced);
+    CHECK(bench.region->clients[low].statistics.forced == 1);
+}
+
+// What waits for its own stream holds nobody else back, however long.
+void own_depth_has_nobody_drained() {
+    Bench bench(strict());
+    const int a = bench.admission.join("a", Priority::best_effort, 0, 0, 0);
+    const int b = bench.admission.join("b", Priority::best_effort, 0, 0, 0);
+    const int sa = bench.admission.open_stream(a, 1);
+    const int sb = bench.admission.open_stream(b, 1);
+    const int small = bench.kernel("small", 100'000, 100'000, 1000);
+    const int lasting = bench.kernel("lasting", 100'000, 100'000, 80 * kMillisecond);
+    const Ticket first = bench.launch(b, sb, small, 0);
+    CHECK(bench.launch(a, sa, lasting, 0).admitted());
+    const Ticket second = bench.launch(a, sa, lasting, 0);
+    CHECK(!second.admitted() && bench.region->waiters[second.waiter].reason == Reason::depth);
+    bench.end(sb, first.seq, 10 * kMillisecond);
+    CHECK(bench.launch(b, sb, small, 40 * kMillisecond).reason == Reason::fits);
+    CHECK(bench.region->waiters[second.waiter].state == 1);
+}
+
+// An unknown kernel of high priority waits until the device is its own: nothing new may get in its way.
+void an_unknown_kernel_of_high_priority_holds_best_effort_back() {
+    Config config = strict();
+    config.budget_ns = kSecond;
+    Bench bench(config);
+    const int high = bench.admission.join("high", Priority::high, 0, 0, 0);
+    const int low = bench.admission.join("low", Priority::best_effort, 0, 0, 0);
+    const int sh = bench.admission.open_stream(high, 1);
+    const int sl = bench.admission.open_stream(low, 1);
+    const int sl2 = bench.admission.open_stream(low, 2);
+    const int small = bench.kernel("small", 50'000, 50'000, 1000);
+    const int fresh = bench.admission.add_kernel(77, {});
+    const Ticket running = bench.launch(low, sl, small, 0);
+    const Ticket waits = bench.launch(high, sh, fresh, 0);
+    CHECK(!waits.admitted());
+    CHECK(!bench.launch(low, sl2, small, 10).admitted());
+    bench.end(sl, running.seq, 1000);
+    const Ticket taken = bench.admission.take(waits.waiter, 1000);
+    CHECK(taken.learn && taken.reason != Reason::forced);
+}
+
+// A thread may come to the gate just after its client left, when the slots belong to others already.
+void a_launch_of_a_client_that_left_touches_nobody() {
+    Bench bench(strict());
+    const int a = bench.admission.join("a", Priority::best_effort, 0, 0, 0);
+    const int stream = bench.admission.open_stream(a, 1);
+    const int row = bench.kernel("k", 500'000, 500'000, 1000);
+    bench.admission.leave(a, 1);
+    CHECK(bench.launch(a, stream, row, 1).reason == Reason::overflowed);
+    for (int index = 0; index < kMaxClients; ++index) bench.admission.join("others", Priority::best_effort, 0, 0, 2);
+    const int heir = (a + 1) % kMaxClients;
+    CHECK(bench.admission.open_stream(heir, 1) == stream);
+    CHECK(bench.launch(a, stream, row, 3).reason == Reason::overflowed);
+    CHECK(bench.region->streams[stream].launched == 0);
+    CHECK(bench.region->sm_ppm == 0);
+}
+
+void nobody_is_blamed_for_who_had_its_slot_before() {
+    Bench bench(strict());
+    const int a = bench.admission.join("a", Priority::best_effort, 0, 0, 0);
+    const int b = bench.admission.join("b", Priority::best_effort, 0, 0, 0);
+    const int sa = bench.admission.open_stream(a, 1);
+    const int big = bench.kernel("big", 900'000, 900'000, 1000);
+    bench.launch(a, sa, big, 0);
+    const Ticket waits = bench.launch(b, bench.admission.open_stream(b, 1), big, 0);
+    CHECK(bench.region->waiters[waits.waiter].blamed == a);
+    bench.admission.leave(a, 100);
+    CHECK(bench.region->waited_for_ns[b][a] == 100);
+    for (int index = 0; index < kMaxClients; ++index) bench.admission.join("others", Priority::best_effort, 0, 0, 100);
+    bench.look(5000);
+    CHECK(bench.region->waited_for_ns[b][a] == 0);
+}
+
+void a_profile_beyond_all_measure_is_cut() {
+    Bench bench(strict());
+    const int row = bench.kernel("odd", 5 * kWhole, -1, std::numeric_limits<Nanoseconds>::max());
+    const Demand& demand = bench.region->kernels[row].demand;
+    CHECK(demand.sm_ppm == kWhole && demand.bw_ppm == 0);
+    const int client = bench.admission.join("a", Priority::best_effort, 0, 0, 0);
+    const int stream = bench.admission.open_stream(client, 1);
+    for (int index = 0; index < 2 * kQueue; ++index) bench.launch(client, stream, row, 0);
+    CHECK(bench.region->streams[stream].queued_ns > 0);
+}
+
 // Random launches and ends: sums equal what is in flight, and nobody is over the limits beside others.
 void random_histories_keep_the_invariants() {
     for (unsigned seed = 0; seed < 300; ++seed) {
@@ -398,6 +550,15 @@ int main() {
     memory_has_a_cap();
     what_does_not_fit_passes_and_is_counted();
     overload_seen_corrects_the_profiles();
+    best_effort_does_not_run_far_ahead_of_high_priority();
+    the_end_of_an_iteration_lets_best_effort_go();
+    strict_mode_starves_nobody();
+    latency_mode_forces_after_the_longest_wait();
+    own_depth_has_nobody_drained();
+    an_unknown_kernel_of_high_priority_holds_best_effort_back();
+    a_launch_of_a_client_that_left_touches_nobody();
+    nobody_is_blamed_for_who_had_its_slot_before();
+    a_profile_beyond_all_measure_is_cut();
     random_histories_keep_the_invariants();
     return check_result();
 }

@@ -115,6 +115,81 @@ void a_killed_client_is_reaped() {
     unlink(path.c_str());
 }
 
+// A process stopped inside the lock (Ctrl-Z) holds nobody up for good: launches pass, and are managed again once it is gone.
+void a_process_stopped_inside_the_lock_stops_nobody() {
+    const std::string path = file_name("stopped");
+    char error[256] = "";
+    MappedRegion region = MappedRegion::create(path.c_str(), strict(), error, sizeof error);
+    CHECK(static_cast<bool>(region));
+    Arbiter arbiter(std::move(region));
+    const int row = known_kernel(arbiter, "k", 900'000, 900'000);
+    const int own = arbiter.join("parent", Priority::high, 0);
+    const int stream = arbiter.open_stream(own, 1);
+    int ready[2];
+    CHECK(pipe(ready) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        char why[256];
+        const MappedRegion mine = MappedRegion::open(path.c_str(), true, why, sizeof why);
+        pthread_mutex_lock(&mine->mutex);
+        if (write(ready[1], "x", 1) == 1) pause();
+        _exit(0);
+    }
+    char byte;
+    CHECK(read(ready[0], &byte, 1) == 1);
+    for (int launch = 0; launch < 1000; ++launch) {
+        const Ticket ticket = arbiter.admit({own, stream, row, false});
+        CHECK(ticket.admitted() && ticket.reason == Reason::overflowed && ticket.seq == 0);
+        arbiter.completed(stream, 1);
+    }
+    kill(child, SIGKILL);
+    int status = 0;
+    waitpid(child, &status, 0);
+    CHECK(arbiter.admit({own, stream, row, false}).seq == 1);
+    CHECK(arbiter.region().repairs == 1);
+    close(ready[0]);
+    close(ready[1]);
+    unlink(path.c_str());
+}
+
+// exec leaves process number and start time as they were: what the process was before cannot be found dead by others.
+void a_process_ends_what_it_was_before_exec() {
+    Arbiter arbiter(MappedRegion::in_memory(strict()));
+    const int row = known_kernel(arbiter, "k", 900'000, 900'000);
+    const int before = arbiter.join("before", Priority::best_effort, 0);
+    arbiter.admit({before, arbiter.open_stream(before, 1), row, false});
+    arbiter.region().clients[arbiter.join("neighbour", Priority::best_effort, 0)].pid = 1;
+    CHECK(arbiter.region().sm_ppm == 900'000);
+    arbiter.leave_former_selves();
+    CHECK(arbiter.region().sm_ppm == 0);
+    CHECK(arbiter.region().clients_joined == 1);
+    CHECK(arbiter.region().reaped == 1);
+}
+
+// A policy that wants to look again is asked again, though nothing else happens: without that a waiting thread would only
+// look as often as it looks for the dead (50 ms).
+void policies_look_again_when_they_want_to() {
+    Config config;
+    config.policy = PolicyName::tgs;
+    config.depth_ns = kSecond;
+    Arbiter arbiter(MappedRegion::in_memory(config));
+    const int row = known_kernel(arbiter, "k", 100'000, 100'000);
+    const int high = arbiter.join("high", Priority::high, 0);
+    const int low = arbiter.join("low", Priority::best_effort, 0);
+    arbiter.admit({high, arbiter.open_stream(high, 1), row, false});
+    const int stream = arbiter.open_stream(low, 1);
+    for (int launch = 0; launch < 12; ++launch) {  // 100 tokens a second at first
+        const Ticket ticket = arbiter.admit({low, stream, row, false});
+        CHECK(ticket.admitted() && ticket.reason == Reason::fits);
+        arbiter.completed(stream, ticket.seq);
+    }
+    const ClientStatistics& statistics = arbiter.region().clients[low].statistics;
+    std::uint64_t short_waits = 0;  // under 2^25 ns = 34 ms
+    for (int bucket = 0; bucket < 25; ++bucket) short_waits += statistics.waits.count[bucket];
+    CHECK(statistics.waited > 0);
+    CHECK(short_waits > 0);
+}
+
 void a_region_of_another_kind_is_refused() {
     const std::string path = file_name("foreign");
     std::FILE* file = std::fopen(path.c_str(), "w");
@@ -173,6 +248,9 @@ void fences_are_wanted_behind_untracked_work() {
 int main() {
     threads_of_one_process_share_the_device();
     a_killed_client_is_reaped();
+    a_process_stopped_inside_the_lock_stops_nobody();
+    a_process_ends_what_it_was_before_exec();
+    policies_look_again_when_they_want_to();
     a_region_of_another_kind_is_refused();
     nobody_waits_for_ever();
     fences_are_wanted_behind_untracked_work();

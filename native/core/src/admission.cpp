@@ -40,6 +40,13 @@ bool drains(const Config& config) {
            config.policy == PolicyName::pair;
 }
 
+// Is the device drained for a launch that waits for this? Not for what waits for its own stream's depth, nor, in latency mode,
+// for what would cost high priority too much: it would go none the sooner if all other best effort stood still.
+bool has_a_claim(Reason reason, Mode mode) {
+    if (admits(reason) || reason == Reason::depth) return false;
+    return mode == Mode::strict || (reason != Reason::slowdown_limit && reason != Reason::budget);
+}
+
 bool high_priority_never_waits(const Config& config) {
     switch (config.policy) {
         case PolicyName::interference: return config.mode == Mode::latency;
@@ -75,7 +82,6 @@ Ticket let_go(Region& region, int client_slot, int stream_slot, int row, const D
     }
     push(region, stream_slot, {seq, now_ns, demand, row, accompanied ? 1 : 0});
     update_starvation(client, now_ns);
-    client.peak_so_far = larger(client.peak_so_far, demand);
     stream.untracked = track || learn ? 0 : stream.untracked + 1;
     if (accompanied && exceeds(region)) ++client.statistics.excess;
     update_contention(region);
@@ -170,9 +176,22 @@ void Admission::look(Nanoseconds now_ns) {
     if (budget_ns == 0) {
         budget_ns = iteration_ns == 0 ? kDefaultBudget : static_cast<Nanoseconds>(config.budget_share * iteration_ns);
     }
-    scene.view = {now_ns,  &config, region.clients.data(), scene.heads.data(), heads,
-                  scene.running.data(), running, high_active, budget_ns, best_effort_ns,
-                  iteration_ns, region.losses.idle_ns, high_joined, uncommitted(region, now_ns), most_at_once(region, iteration_ns), region.losses.balance_ns,
+    scene.view = {now_ns,
+                  &config,
+                  region.clients.data(),
+                  scene.heads.data(),
+                  heads,
+                  scene.running.data(),
+                  running,
+                  high_active,
+                  budget_ns,
+                  best_effort_ns,
+                  iteration_ns,
+                  region.losses.idle_ns,
+                  high_joined,
+                  uncommitted(region, now_ns),
+                  most_at_once(region, iteration_ns),
+                  region.losses.balance_ns,
                   region.kernels.data(),
                   &region.next_look_ns};
 }
@@ -215,6 +234,23 @@ void settle_blame(Region& region, Waiter& waiter, Nanoseconds now_ns) {
         region.waited_for_ns[waiter.client][waiter.blamed] += std::max<Nanoseconds>(0, now_ns - waiter.blamed_since_ns);
     }
     waiter.blamed_since_ns = now_ns;
+}
+
+// A wait is over.
+void count_wait(Region& region, const Waiter& waiter, Nanoseconds now_ns) {
+    ClientStatistics& statistics = region.clients[waiter.client].statistics;
+    const Nanoseconds wait_ns = now_ns - waiter.since_ns;
+    if (wait_ns == 0) {
+        ++statistics.at_once;
+        return;
+    }
+    ++statistics.waited;
+    statistics.wait_ns += wait_ns;
+    statistics.longest_wait_ns = std::max(statistics.longest_wait_ns, wait_ns);
+    ++statistics.waits.count[wait_bucket(wait_ns)];
+    if (waiter.kernel < 0) return;
+    ++region.kernels[waiter.kernel].waited;
+    region.kernels[waiter.kernel].wait_ns += wait_ns;
 }
 
 }  // namespace
@@ -265,6 +301,11 @@ void Admission::leave(int slot, Nanoseconds now_ns) {
         lift_shadows(region_, index, stream.launched, now_ns);
         stream.client = -1;
     }
+    for (Waiter& waiter : region_.waiters) {
+        if (waiter.state != 1 || waiter.blamed != slot) continue;
+        settle_blame(region_, waiter, now_ns);
+        waiter.blamed = -1;  // the slot may be another client's before anybody looks again
+    }
     update_starvation(client, now_ns);
     client.memory_bytes = 0;
     client.state = 2;
@@ -286,7 +327,7 @@ int Admission::open_stream(int client, std::uint64_t id) {
     Stream& stream = region_.streams[free_slot];
     stream.id = id;
     stream.launched = stream.done = 0;
-    stream.last_done_ns = stream.busy_since_ns = 0;
+    stream.last_done_ns = 0;
     stream.peak = {};
     stream.queued_ns = 0;
     stream.first = stream.count = 0;
@@ -310,8 +351,13 @@ void Admission::close_stream(int slot, Nanoseconds now_ns) {
 Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     Client& client = region_.clients[request.client];
     ClientStatistics& statistics = client.statistics;
-    ++statistics.launches;
     Ticket ticket;
+    // It left while this thread was on its way here; by now its slot, or its stream's, may be somebody else's.
+    if (client.state != 1 || (request.stream >= 0 && region_.streams[request.stream].client != request.client)) {
+        ticket.reason = Reason::overflowed;
+        return ticket;
+    }
+    ++statistics.launches;
     if (request.exempt || request.stream < 0) {
         ++(request.exempt ? statistics.bypassed : statistics.overflowed);
         if (client.priority == Priority::best_effort) {
@@ -356,7 +402,6 @@ Ticket Admission::request(const Request& request, Nanoseconds now_ns) {
     waiter.client = request.client;
     waiter.stream = request.stream;
     waiter.kernel = request.kernel;
-    waiter.pid = client.pid;
     waiter.reason = Reason::none;
     waiter.blamed = -1;
     waiter.blamed_since_ns = now_ns;
@@ -409,11 +454,12 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
         Verdicts& verdicts = scene.verdicts;
         const Config& config = region_.config;
         policy_of(config.policy)(scene.view, region_.policy_memory.data(), verdicts);
-        int oldest = 0;
-        for (int index = 1; index < scene.view.head_count; ++index) {
-            if (scene.heads[index].waiting_since_ns < scene.heads[oldest].waiting_since_ns) oldest = index;
+        int oldest = -1;
+        for (int index = 0; drains(config) && index < scene.view.head_count; ++index) {
+            if (!has_a_claim(verdicts.reason[index], config.mode)) continue;
+            if (oldest < 0 || scene.heads[index].waiting_since_ns < scene.heads[oldest].waiting_since_ns) oldest = index;
         }
-        const bool draining = drains(config) && now_ns - scene.heads[oldest].waiting_since_ns >= config.drain_after_ns;
+        const bool draining = oldest >= 0 && now_ns - scene.heads[oldest].waiting_since_ns >= config.drain_after_ns;
         // In latency mode best effort has no claim on high priority's time, however long it waits (but `max_wait_ns`).
         const bool held_for_high = config.mode == Mode::latency && scene.view.high_priority_joined;
         int admitted_now = 0;
@@ -424,10 +470,10 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
             const bool unaccompanied = !others_active(region_, head.client);
             if (draining && index != oldest && admits(reason)) reason = Reason::draining;
             if (draining && index == oldest && unaccompanied && !held_for_high) reason = Reason::alone;
-            if (config.policy == PolicyName::interference && admits(reason)) {
+            if (config.policy == PolicyName::interference && config.mode == Mode::strict && admits(reason)) {
                 // Proposals of one round are checked one after the other against what the earlier ones took.
                 const Reason limit = limits_hold(region_, head);
-                if (!admits(limit) && config.mode == Mode::strict) reason = limit;
+                if (!admits(limit)) reason = limit;
             }
             if (now_ns - waiter.since_ns >= config.max_wait_ns && !admits(reason)) {
                 reason = Reason::forced;
@@ -442,9 +488,8 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
                 waiter.blamed = blame(region_, head.client);
                 continue;
             }
-            Client& client = region_.clients[head.client];
             --region_.waiting;
-            --client.waiting;
+            --region_.clients[head.client].waiting;
             const bool learn = !head.known && head.kernel >= 0 && unaccompanied;
             const Ticket ticket = let_go(region_, head.client, head.stream, head.kernel, head.demand, reason,
                                          head.priority == Priority::best_effort, learn, now_ns);
@@ -452,20 +497,7 @@ int Admission::decide(Nanoseconds now_ns, int* admitted, int capacity) {
             waiter.reason = reason;
             waiter.demand = head.demand;
             waiter.state = learn ? 3 : 2;
-            const Nanoseconds wait_ns = now_ns - waiter.since_ns;
-            ClientStatistics& statistics = client.statistics;
-            if (wait_ns == 0) {
-                ++statistics.at_once;
-            } else {
-                ++statistics.waited;
-                statistics.wait_ns += wait_ns;
-                statistics.longest_wait_ns = std::max(statistics.longest_wait_ns, wait_ns);
-                ++statistics.waits.count[wait_bucket(wait_ns)];
-                if (head.kernel >= 0) {
-                    ++region_.kernels[head.kernel].waited;
-                    region_.kernels[head.kernel].wait_ns += wait_ns;
-                }
-            }
+            count_wait(region_, waiter, now_ns);
             admitted[count++] = scene.waiter[index];
             ++admitted_now;
         }
@@ -498,6 +530,8 @@ Ticket Admission::take(int slot, Nanoseconds now_ns) {
         --region_.waiting;
         --client.waiting;
         ++client.statistics.forced;
+        settle_blame(region_, waiter, now_ns);
+        count_wait(region_, waiter, now_ns);
         ticket = let_go(region_, waiter.client, waiter.stream, waiter.kernel, demand_of(region_, waiter.kernel),
                         Reason::forced, client.priority == Priority::best_effort, false, now_ns);
     } else {
@@ -516,8 +550,6 @@ bool Admission::iteration_ended(int slot, Nanoseconds now_ns) {
     if (client.iteration_began_ns == 0) return false;
     const Nanoseconds took_ns = now_ns - client.iteration_began_ns;
     client.iteration_began_ns = 0;
-    client.iteration_peak = client.peak_so_far;
-    client.peak_so_far = {};
     client.iteration_ns = client.iteration_ns == 0
                               ? took_ns
                               : client.iteration_ns +

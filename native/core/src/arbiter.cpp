@@ -18,6 +18,7 @@ namespace tierline {
 
 namespace {
 
+constexpr Nanoseconds kLongestLock = kSecond;  // who holds the lock that long was stopped inside it
 constexpr Nanoseconds kLongestSleep = 50 * kMillisecond;  // a waiting thread looks for dead clients that often
 constexpr int kMostAtOnce = kMaxWaiters;
 
@@ -57,6 +58,19 @@ bool is_gone(const Client& client) {
     return client.pid_start != 0 && start_of_process(client.pid) != client.pid_start;
 }
 
+int waiting_before(const Region& region, int slot) {
+    int count = 0;
+    for (int index = 0; index < slot; ++index) count += region.waiters[index].state == 1 ? 1 : 0;
+    return count;
+}
+
+// A launch of which the region does not know.
+Ticket passed() {
+    Ticket ticket;
+    ticket.reason = Reason::overflowed;
+    return ticket;
+}
+
 }  // namespace
 
 Nanoseconds monotonic_ns() {
@@ -65,46 +79,82 @@ Nanoseconds monotonic_ns() {
     return now.tv_sec * kSecond + now.tv_nsec;
 }
 
-// Holds the region's mutex. A process that died inside left sums half done: they are made anew from the queues.
+// Holds the region's mutex. A process that died inside left sums half done: they are made anew from the queues. One that was
+// stopped inside must not stop the others: they go on without the region until it is let go.
 class Arbiter::Lock {
 public:
-    explicit Lock(Region& region) : region_(region) {
-        if (pthread_mutex_lock(&region.mutex) == EOWNERDEAD) {
-            repair(region);
-            pthread_mutex_consistent(&region.mutex);
+    explicit Lock(Arbiter& arbiter) : region_(*arbiter.mapped_) {
+        int result = pthread_mutex_trylock(&region_.mutex);
+        if (result == EBUSY && !arbiter.stuck_.load(std::memory_order_relaxed)) {
+            timespec until{};
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_sec += kLongestLock / kSecond;
+            result = pthread_mutex_timedlock(&region_.mutex, &until);
+        }
+        if (result == EOWNERDEAD) {
+            repair(region_);
+            pthread_mutex_consistent(&region_.mutex);
+            result = 0;
+        }
+        held_ = result == 0;
+        if (arbiter.stuck_.load(std::memory_order_relaxed) == held_) {
+            arbiter.stuck_.store(!held_, std::memory_order_relaxed);
         }
     }
-    ~Lock() { pthread_mutex_unlock(&region_.mutex); }
+    ~Lock() {
+        if (held_) pthread_mutex_unlock(&region_.mutex);
+    }
     Lock(const Lock&) = delete;
     Lock& operator=(const Lock&) = delete;
+    explicit operator bool() const { return held_; }
 
 private:
     Region& region_;
+    bool held_;
 };
 
 int Arbiter::join(std::string_view label, Priority priority, std::int64_t memory_cap_bytes) {
     const int pid = static_cast<int>(getpid());
     const std::uint64_t start = start_of_process(pid);
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return -1;
     const int slot = admission_.join(label, priority, memory_cap_bytes, pid, monotonic_ns());
     if (slot >= 0) mapped_->clients[slot].pid_start = start;
     return slot;
 }
 
+void Arbiter::leave_former_selves() {
+    const int pid = static_cast<int>(getpid());
+    const std::uint64_t start = start_of_process(pid);
+    const Lock lock(*this);
+    if (!lock) return;
+    const Nanoseconds now_ns = monotonic_ns();
+    for (int slot = 0; slot < kMaxClients; ++slot) {
+        const Client& client = mapped_->clients[slot];
+        if (client.state != 1 || client.pid != pid || client.pid_start != start) continue;
+        admission_.leave(slot, now_ns);
+        ++mapped_->reaped;
+    }
+    settle(now_ns);
+}
+
 void Arbiter::leave(int client) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     const Nanoseconds now_ns = monotonic_ns();
     admission_.leave(client, now_ns);
     settle(now_ns);
 }
 
 int Arbiter::open_stream(int client, std::uint64_t id) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return -1;
     return admission_.open_stream(client, id);
 }
 
 void Arbiter::close_stream(int stream) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     const Nanoseconds now_ns = monotonic_ns();
     admission_.close_stream(stream, now_ns);
     settle(now_ns);
@@ -113,17 +163,20 @@ void Arbiter::close_stream(int stream) {
 int Arbiter::find_kernel(std::uint64_t key) { return admission_.find_kernel(key); }
 
 int Arbiter::add_kernel(std::uint64_t key, const KernelFacts& facts) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return -1;
     return admission_.add_kernel(key, facts);
 }
 
 void Arbiter::set_profile(int kernel, const Demand& demand, Source source) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     admission_.set_profile(kernel, demand, source);
 }
 
 Arbiter::Knowledge Arbiter::knowledge_of(int kernel) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return {{kWhole, kWhole, mapped_->config.device.sms, 0}, Source::none};
     return {mapped_->kernels[kernel].demand, mapped_->kernels[kernel].source};
 }
 
@@ -145,7 +198,8 @@ Ticket Arbiter::admit(const Request& request) {
     std::uint64_t serial = 0;
     Nanoseconds since_ns = 0;
     {
-        const Lock lock(region);
+        const Lock lock(*this);
+        if (!lock) return passed();
         since_ns = monotonic_ns();
         const Ticket ticket = admission_.request(request, since_ns);
         if (ticket.admitted()) return ticket;
@@ -174,32 +228,34 @@ Ticket Arbiter::admit(const Request& request) {
         const Nanoseconds now_ns = monotonic_ns();
         Nanoseconds sleep_ns = std::min(kLongestSleep, std::max<Nanoseconds>(give_up_ns - now_ns, 1));
         {
-            const Lock lock(region);
-            // Somebody recovered the region and this launch is no longer known: it goes.
-            if (waiter.state == 0 || waiter.serial != serial) break;
-            if (waiter.state != 1 || now_ns >= give_up_ns) return admission_.take(slot, now_ns);
-            const Nanoseconds deadline_ns = admission_.deadline_ns();
-            if (deadline_ns <= now_ns) {
-                settle(now_ns);
-                if (waiter.state != 1) return admission_.take(slot, now_ns);
-            } else {
-                sleep_ns = std::min(sleep_ns, deadline_ns - now_ns);
+            const Lock lock(*this);
+            if (lock) {
+                // Its client left, or somebody recovered the region and no longer knows of this launch: it goes.
+                if (waiter.state == 0 || waiter.serial != serial) return passed();
+                if (waiter.state != 1 || now_ns >= give_up_ns) return admission_.take(slot, now_ns);
+                if (admission_.deadline_ns() <= now_ns) {
+                    settle(now_ns);
+                    if (waiter.state != 1) return admission_.take(slot, now_ns);
+                }
+                const Nanoseconds left_ns = std::min(kLongestSleep, admission_.deadline_ns() - now_ns);
+                // One that looks in time is enough. Who has others before it looks less often, in case they were stopped.
+                if (left_ns > 0) sleep_ns = std::min(sleep_ns, left_ns * (1 + waiting_before(region, slot)));
+            } else if (now_ns >= give_up_ns) {
+                return passed();
             }
             seen = waiter.word.load(std::memory_order_acquire);
         }
         futex_wait(waiter.word, seen, std::max<Nanoseconds>(sleep_ns, kMicrosecond));
         if (monotonic_ns() - now_ns >= kLongestSleep) reap();
     }
-    Ticket ticket;
-    ticket.reason = Reason::overflowed;
-    return ticket;
 }
 
 void Arbiter::cancel(const Ticket& ticket) {
     if (ticket.seq == 0) return;
     // What was launched before it in the stream may still run: only when it is the newest of a stream with nothing
     // else in flight can its end be told now; otherwise the next event behind it tells.
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     Stream& stream = mapped_->streams[ticket.stream];
     if (stream.count == 1 && stream.launched == ticket.seq) {
         const Nanoseconds now_ns = monotonic_ns();
@@ -210,30 +266,35 @@ void Arbiter::cancel(const Ticket& ticket) {
 }
 
 void Arbiter::completed(int stream, std::uint64_t seq) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     const Nanoseconds now_ns = monotonic_ns();
     if (admission_.completed(stream, seq, now_ns)) settle(now_ns);
 }
 
 void Arbiter::learned(int kernel, Nanoseconds duration_ns) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     admission_.learned(kernel, duration_ns);
     settle(monotonic_ns());
 }
 
 void Arbiter::iteration_ended(int client) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     const Nanoseconds now_ns = monotonic_ns();
     if (admission_.iteration_ended(client, now_ns)) settle(now_ns);
 }
 
 bool Arbiter::reserve_memory(int client, std::int64_t bytes) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return true;
     return admission_.reserve_memory(client, bytes);
 }
 
 void Arbiter::release_memory(int client, std::int64_t bytes) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return;
     admission_.release_memory(client, bytes);
 }
 
@@ -250,7 +311,8 @@ std::uint32_t Arbiter::await_attention(std::uint32_t seen, Nanoseconds timeout_n
 }
 
 std::uint64_t Arbiter::wants_fence(int slot) {
-    const Lock lock(*mapped_);
+    const Lock lock(*this);
+    if (!lock) return 0;
     Stream& stream = mapped_->streams[slot];
     if (stream.count == 0 || stream.untracked == 0) return 0;
     stream.untracked = 0;
@@ -259,7 +321,8 @@ std::uint64_t Arbiter::wants_fence(int slot) {
 
 void Arbiter::reap() {
     Region& region = *mapped_;
-    const Lock lock(region);
+    const Lock lock(*this);
+    if (!lock) return;
     bool any = false;
     const Nanoseconds now_ns = monotonic_ns();
     for (int slot = 0; slot < kMaxClients; ++slot) {

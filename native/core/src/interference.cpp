@@ -7,7 +7,7 @@ namespace tierline {
 namespace {
 
 constexpr int kExact = 8;  // heads up to which all sets are looked at
-constexpr double kUrgent = 1e6;  // a high-priority head outweighs any number of best-effort ones
+constexpr double kUrgent = 1e6;  // strict mode, where it waits: a high-priority head outweighs any number of best-effort ones
 constexpr Nanoseconds kPatience = 100 * kMicrosecond;
 constexpr double kDear = 0.4;  // high-priority time lost per time of the launch
 constexpr int kRecently = 10;  // times the patience of a launch: high priority that did not pause for so long will not
@@ -24,6 +24,7 @@ struct Sums {
 struct Candidate {
     int head;       // index in the view
     Sums added;     // beyond what its stream's queue asks for already
+    Sums running;   // what runs while it does
     double worth;
     bool alone;     // must not have company (unknown)
 };
@@ -100,6 +101,9 @@ private:
         Reason reason = Reason::none;
         if (is_deep_enough(view_, head)) {
             reason = Reason::depth;
+        } else if (!head.known && !alone && head.priority == Priority::high) {
+            reason = Reason::unknown_runs_alone;
+            urgent_waits_ = true;
         } else if (!head.known && (!alone || (head.priority != Priority::high && view_.high_priority_active))) {
             reason = Reason::unknown_runs_alone;
         } else if (head.priority == Priority::best_effort && view_.high_priority_joined && costs_too_much(head)) {
@@ -115,6 +119,7 @@ private:
         Candidate& candidate = candidates_[count_++];
         candidate.head = index;
         candidate.added = {together.sm_ppm - queued.sm_ppm, together.bw_ppm - queued.bw_ppm};
+        candidate.running = running_sums(view_, head.demand.duration_ns);
         candidate.alone = !head.known;
         // Each client that moves is one job at its own full speed; who waited long for its size weighs more.
         const double waited = double(view_.now_ns - head.waiting_since_ns);
@@ -146,8 +151,7 @@ private:
         return hopeless || view_.balance_ns < -kIdleDebt * view_.may_cost_most_ns;
     }
 
-    bool fits(const Sums& added, Nanoseconds horizon_ns) const {
-        const Sums running = running_sums(view_, horizon_ns);
+    bool fits(const Sums& added, const Sums& running) const {
         return running.sm_ppm + added.sm_ppm <= view_.config->alpha_ppm &&
                running.bw_ppm + added.bw_ppm <= view_.config->beta_ppm;
     }
@@ -156,7 +160,8 @@ private:
     double worth_of(std::uint32_t set) const {
         Sums added;
         double worth = 0.0;
-        Nanoseconds longest_ns = 0;
+        Nanoseconds longest_ns = -1;
+        Sums running;  // while the longest of them does
         int client = sole_client_;
         bool any_unknown = unknown_runs_;
         for (int index = 0; index < count_; ++index) {
@@ -169,10 +174,12 @@ private:
             added.sm_ppm += candidate.added.sm_ppm;
             added.bw_ppm += candidate.added.bw_ppm;
             worth += candidate.worth;
-            longest_ns = std::max(longest_ns, head.demand.duration_ns);
+            if (head.demand.duration_ns <= longest_ns) continue;
+            longest_ns = head.demand.duration_ns;
+            running = candidate.running;
         }
         if (client >= 0) return worth;  // nobody else is on the device: a client is not gated by itself
-        if (any_unknown || !fits(added, longest_ns)) return 0.0;
+        if (any_unknown || !fits(added, running)) return 0.0;
         return worth;
     }
 
@@ -196,7 +203,8 @@ private:
     // Beyond eight heads: the most worthy first, among equals the one that leaves both sums most alike.
     void choose_greedily() {
         Sums added;
-        Nanoseconds longest_ns = 0;
+        Nanoseconds longest_ns = -1;
+        Sums longest_running;  // while the longest of those taken does
         int client = sole_client_;
         std::array<bool, kMaxWaiters> taken{};
         while (true) {
@@ -209,9 +217,8 @@ private:
                 const Sums then{added.sm_ppm + candidate.added.sm_ppm, added.bw_ppm + candidate.added.bw_ppm};
                 const bool unaccompanied = client == -1 || client == head.client;
                 if (!unaccompanied && (candidate.alone || unknown_runs_)) continue;
-                const Nanoseconds horizon_ns = std::max(longest_ns, head.demand.duration_ns);
-                if (!unaccompanied && !fits(then, horizon_ns)) continue;
-                const Sums running = running_sums(view_, horizon_ns);
+                const Sums& running = head.demand.duration_ns > longest_ns ? candidate.running : longest_running;
+                if (!unaccompanied && !fits(then, running)) continue;
                 const double imbalance =
                     std::abs(double(running.sm_ppm + then.sm_ppm) - double(running.bw_ppm + then.bw_ppm)) / kWhole;
                 const double score = candidate.worth - 0.5 * std::min(1.0, imbalance) + 1.0;
@@ -230,7 +237,10 @@ private:
             client = client == -1 || client == head.client ? head.client : -2;
             added.sm_ppm += candidate.added.sm_ppm;
             added.bw_ppm += candidate.added.bw_ppm;
-            longest_ns = std::max(longest_ns, head.demand.duration_ns);
+            if (head.demand.duration_ns > longest_ns) {
+                longest_ns = head.demand.duration_ns;
+                longest_running = candidate.running;
+            }
             admit(candidate);
         }
     }
@@ -247,7 +257,7 @@ private:
     void admit(const Candidate& candidate) {
         const Head& head = view_.heads[candidate.head];
         const bool within = sole_client_ == -1 || sole_client_ == head.client ||
-                            fits(candidate.added, head.demand.duration_ns);
+                            fits(candidate.added, candidate.running);
         verdicts_.reason[candidate.head] = within ? Reason::fits : Reason::spared;
     }
 
@@ -257,8 +267,7 @@ private:
             const Candidate& candidate = candidates_[index];
             Reason& reason = verdicts_.reason[candidate.head];
             if (reason != Reason::none) continue;
-            const Head& head = view_.heads[candidate.head];
-            const Sums running = running_sums(view_, head.demand.duration_ns);
+            const Sums& running = candidate.running;
             reason = candidate.alone || unknown_runs_ ? Reason::unknown_runs_alone
                      : running.bw_ppm + candidate.added.bw_ppm > view_.config->beta_ppm ? Reason::bw_limit
                                                                                        : Reason::sm_limit;
@@ -271,7 +280,7 @@ private:
     int count_ = 0;
     int sole_client_;           // whose work alone runs; -1 nobody's, -2 several clients'
     bool unknown_runs_ = false;
-    bool urgent_waits_ = false;  // a high-priority head is among the candidates
+    bool urgent_waits_ = false;  // a high-priority head wants room
     bool urgent_goes_ = false;
 };
 

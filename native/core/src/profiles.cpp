@@ -10,6 +10,7 @@ namespace tierline {
 namespace {
 
 constexpr int kFullest = kMaxKernels * 3 / 4;  // beyond this, probing would get long: new keys stay unknown
+constexpr Nanoseconds kLongest = 3600 * kSecond;  // a thousand of them in a queue are still a number
 
 }  // namespace
 
@@ -55,10 +56,11 @@ int Admission::add_kernel(std::uint64_t key, const KernelFacts& facts) {
 void Admission::set_profile(int row, const Demand& demand, Source source) {
     if (row < 0 || row >= kMaxKernels) return;
     Kernel& kernel = region_.kernels[row];
-    kernel.demand = demand;
+    kernel.demand = {std::clamp<Ppm>(demand.sm_ppm, 0, kWhole), std::clamp<Ppm>(demand.bw_ppm, 0, kWhole),
+                     demand.sm_blocks, std::clamp<Nanoseconds>(demand.duration_ns, 0, kLongest)};
     if (kernel.demand.sm_blocks <= 0) kernel.demand.sm_blocks = occupied_sms(kernel, region_.config.device.sms);
     kernel.source = source;
-    kernel.bound = bound_of(demand);
+    kernel.bound = bound_of(kernel.demand);
 }
 
 bool Admission::is_known(int row) const { return row >= 0 && region_.kernels[row].source > Source::learning; }
@@ -67,6 +69,7 @@ void Admission::learned(int row, Nanoseconds duration_ns) {
     if (row < 0 || row >= kMaxKernels || duration_ns <= 0) return;
     Kernel& kernel = region_.kernels[row];
     if (kernel.source >= Source::event) return;  // a profile was given
+    duration_ns = std::min(duration_ns, kLongest);
     // The shortest sample: company that came in the middle only makes one longer.
     const Nanoseconds before_ns = kernel.demand.duration_ns;
     kernel.demand.duration_ns = kernel.samples == 0 ? duration_ns : std::min(before_ns, duration_ns);

@@ -113,6 +113,13 @@ void repair(Region& region) {
         ++region.waiting;
         ++region.clients[waiter.client].waiting;
     }
+    for (Shadow& shadow : region.losses.shadows) {  // of streams that are gone, or ended without a word
+        if (shadow.stream < 0 || shadow.ends_ns != 0) continue;
+        const Stream* stream = shadow.stream < region.streams_used ? &region.streams[shadow.stream] : nullptr;
+        const bool runs = stream != nullptr && stream->count > 0 && shadow.seq >= queued_at(*stream, 0).seq &&
+                          shadow.seq <= stream->launched;
+        if (!runs) shadow.kernel = -1;
+    }
     ++region.repairs;
     update_contention(region);
 }

@@ -24,7 +24,6 @@ void push(Region& region, int slot, const Queued& entry) {
     Client& client = region.clients[stream.client];
     if (stream.count == 0) {
         region.busy_streams[slot / 64] |= std::uint64_t{1} << (slot % 64);
-        stream.busy_since_ns = entry.admitted_ns;
         if (client.streams_active++ == 0) {
             ++region.clients_active;
             if (region.clients_active >= 2) {  // what ran by itself until now has company from here on
@@ -102,7 +101,6 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     stream.peak = peak;
     if (stream.count == 0) {
         region.busy_streams[slot / 64] &= ~(std::uint64_t{1} << (slot % 64));
-        stream.busy_since_ns = 0;
         stream.untracked = 0;
         if (--client.streams_active == 0) --region.clients_active;
     } else {

@@ -58,7 +58,7 @@ public:
     int join(std::string_view label, Priority priority, std::int64_t memory_cap_bytes, int pid, Nanoseconds now_ns);
     // Ends all it had in flight and all it waited for. Admits others: call `decide` next.
     void leave(int client, Nanoseconds now_ns);
-    // Slot of the client's stream `id`, made when new; -1 when all 1024 are in use (the launch passes through).
+    // Slot of the client's stream `id`, made when new; -1 when all 256 are in use (the launch passes through).
     int open_stream(int client, std::uint64_t id);
     // The stream is destroyed once its launches have ended.
     void close_stream(int stream, Nanoseconds now_ns);

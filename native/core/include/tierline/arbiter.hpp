@@ -12,6 +12,10 @@ class Arbiter {
 public:
     explicit Arbiter(MappedRegion region) : mapped_(static_cast<MappedRegion&&>(region)), admission_(*mapped_) {}
 
+    // Call before the first `join` of a program: ends clients of one that this process was before it called exec, which
+    // cannot be told from a living one by others.
+    void leave_former_selves();
+    // -1 when there is no room, or the region's lock is not to be had.
     int join(std::string_view label, Priority priority, std::int64_t memory_cap_bytes);
     void leave(int client);
     int open_stream(int client, std::uint64_t id);
@@ -27,7 +31,7 @@ public:
     Knowledge knowledge_of(int kernel);
 
     // Returns once the launch may go; blocks the calling thread until then, never longer than `max_wait_ns` plus the
-    // time to be scheduled. The ticket is always admitted.
+    // time to be scheduled. The ticket is always admitted; `overflowed` when the region does not know of it.
     Ticket admit(const Request& request);
     // The launch failed after it was admitted: as if it had ended.
     void cancel(const Ticket& ticket);
@@ -59,6 +63,7 @@ private:
 
     MappedRegion mapped_;
     Admission admission_;
+    std::atomic<bool> stuck_{false};  // the lock was waited for in vain: it is only tried until it is to be had again
 };
 
 }  // namespace tierline

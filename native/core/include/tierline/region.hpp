@@ -37,7 +37,6 @@ struct Stream {
     std::uint64_t launched;     // newest sequence number given out
     std::uint64_t done;         // all up to this one have ended
     Nanoseconds last_done_ns;
-    Nanoseconds busy_since_ns;  // 0 when idle
     Demand peak;                // componentwise largest of the queue: the stream's demand; zero when idle
     std::int64_t queued_ns;     // sum of the predicted durations in the queue
     std::int32_t client;        // -1 = slot is free; only slots below `Region::streams_used` were ever used
@@ -84,11 +83,9 @@ struct Client {
     Ppm sm_ppm;               // sums over its streams
     Ppm bw_ppm;
     std::int64_t in_flight_ns;  // sum of predicted durations in its queues
-    // The iteration of a high-priority client: a busy period, or the gap between its synchronisations.
+    // The iteration of a high-priority client: from its first launch to its next synchronisation.
     Nanoseconds iteration_ns;   // running mean; 0 = unknown
     Nanoseconds iteration_began_ns;  // 0 between iterations
-    Demand iteration_peak;      // componentwise largest of the launches of the last whole iteration
-    Demand peak_so_far;         // and of the present one
     Nanoseconds last_done_ns;
     double clean_loss_ns;            // per launch, without best effort beside it: what lies between two kernels
     std::uint64_t clean_samples;
@@ -102,7 +99,6 @@ struct Waiter {
     std::int32_t client;
     std::int32_t stream;
     std::int32_t kernel;
-    std::int32_t pid;
     Reason reason;                    // why it waits, later why it was admitted
     std::int32_t blamed;              // the client it waits for
     std::uint64_t serial;             // tells this wait from a later one in the same slot

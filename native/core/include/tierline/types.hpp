@@ -45,7 +45,7 @@ struct Demand {
     Nanoseconds duration_ns = 0;  // time alone
 };
 
-// Why a launch was admitted, or why it waits. Names are in statistics.cpp.
+// Why a launch was admitted, or why it waits. Names are in names.cpp.
 enum class Reason : std::uint8_t {
     none = 0,
     // admitted
@@ -88,8 +88,8 @@ struct Config {
     Mode mode = Mode::latency;
     Ppm alpha_ppm = 950'000;              // limit of the sum of sm_ppm: 1 less the profiles' error
     Ppm beta_ppm = 950'000;               // limit of the sum of bw_ppm
-    double slowdown_limit = 1.03;         // predicted, of every high-priority kernel that runs
-    Nanoseconds budget_ns = 0;            // best-effort work in flight; 0 = budget_share of the high-priority iteration
+    double slowdown_limit = 1.03;         // latency mode: what best effort may cost high priority in time, as seen (losses.hpp)
+    Nanoseconds budget_ns = 0;            // strict mode and orion: best-effort work in flight; 0 = budget_share of the high-priority iteration
     double budget_share = 0.025;          // Orion's depth
     std::int32_t depth = 16;              // launches in flight per stream while others have work
     std::int32_t samples_needed = 3;      // before an unknown kernel counts as known
