@@ -24,7 +24,7 @@ from unittest.mock import Mock
 ROOT = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("mkdocs.hooks.reference")
 
-_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+_TEST = re.compile(r"`((?:native/)?tests/[\w/]+\.(?:py|cpp))::(\w+)`")
 _MADE = "\n\n<!-- made by scripts/reference.py; do not edit -->\n"
 
 
@@ -35,6 +35,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/cli.md": "\n".join(command_line()) + _MADE,
         "reference/policies.md": "\n".join(policies()) + _MADE,
+        "reference/kernel-policies.md": "\n".join(kernel_policies()) + _MADE,
         "reference/http.md": "\n".join(http_api()) + _MADE,
         "reference/openapi.json": json.dumps(openapi(), indent=1),
         "reference/daemon-options.md": "\n".join(daemon_options()) + _MADE,
@@ -55,7 +56,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for file, name in _TEST.findall(markdown):
         path = ROOT / file
-        if not path.is_file() or not re.search(rf"\b(def|class) {name}\b|^{name} = ", path.read_text(), re.MULTILINE):
+        if not path.is_file() or not re.search(rf"\b(def|class|void) {name}\b|^{name} = ", path.read_text(), re.MULTILINE):
             logger.warning("%s names the test %s::%s, which does not exist", page.file.src_uri, file, name)
     return markdown
 
@@ -139,6 +140,26 @@ def policies() -> Iterator[str]:
         plain = [field for field in options if field.default is not dataclasses.MISSING]
         if plain:
             yield "- **Options.** " + ", ".join(f"`{field.name} = {field.default!r}`" for field in plain)
+
+
+def kernel_policies() -> Iterator[str]:
+    from tierline.cli.policies import sections
+    from tierline.policies.kernels import DEFAULT_POLICY, POLICIES
+
+    yield "# Kernel policies\n"
+    yield (
+        "Made from the registry `tierline.policies.kernels.POLICIES`; they run in `native/core`. Use one with "
+        "`tierline run --policy NAME -- CMD` or `tierline simulate kernels --policy NAME`; the default is "
+        f"`{DEFAULT_POLICY}`. What the words mean: [the Kernel Manager](../concepts/kernel-manager.md).\n"
+    )
+    yield "| policy | kernels of two clients together | keeps the limits | looks at demands |\n|---|---|---|---|"
+    for policy in POLICIES.values():
+        cells = [_yes(policy.shares), _yes(policy.limits), _yes(policy.needs_profiles)]
+        yield f"| [`{policy.name}`](#{policy.name}) | {' | '.join(cells)} |"
+    for policy in POLICIES.values():
+        yield f"\n## {policy.name}\n"
+        for part, text in sections(policy.doc).items():
+            yield f"- **{part.capitalize()}.** {text}"
 
 
 def _yes(value: bool) -> str:

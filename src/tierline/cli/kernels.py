@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MATRIX = 8  # clients; more are told as lines
 COURSE_WIDTH = 72
+COURSE_WORDS = 48  # what stands beside the bars
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 RegionName = Annotated[
     str,
@@ -121,13 +122,13 @@ def course_lines(seen: RegionSeen) -> list[str]:
     """Both sums over time as bars of the means, with the largest value at the end of the line."""
     from tierline.kernels.course import bars, course, time_limited
 
-    width = max(min(COURSE_WIDTH, render.console().width - 34), 20) if render.on_terminal() else COURSE_WIDTH
+    width = max(min(COURSE_WIDTH, render.console().width - COURSE_WORDS), 20) if render.on_terminal() else COURSE_WIDTH
     found = course(seen, width)
     if not found.sm_mean:
         return ["The trace is empty."]
     column = region_tables.span(found.stretch_ns)
     top = max(1.0, *found.sm_mean, *found.bw_mean)
-    lines = [f"Both sums over {time_limited(seen)}: a column is the mean over {column}, from 0 to {100 * top:.0f} %"]
+    lines = [f"Both sums over {time_limited(seen)}, a column the mean over {column}, 0 to {100 * top:.0f} %:"]
     for name, mean, peak, limit in (
         ("SM", found.sm_mean, found.sm_peak, seen.alpha),
         ("bandwidth", found.bw_mean, found.bw_peak, seen.beta),

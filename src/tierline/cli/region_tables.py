@@ -34,21 +34,26 @@ LEAST = (
 KNOWN_BY = {"none": "-", "learning": "learning", "assumed": "guess", "event": "event", "counters": "profile"}
 
 
-def fitting(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns that fit the terminal next to each other, with their cells; in a pipe all of them."""
+def fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[str] = LEAST
+) -> tuple[list[str], list[list[str]]]:
+    """The columns that fit the terminal next to each other, with their cells, those of `least` left out in its order; in a
+    pipe all of them."""
     kept = list(range(len(columns)))
     if render.on_terminal():
         widths = [max(len(cell) for cell in column) + 2 for column in zip(columns, *rows, strict=True)]
         width = render.console().width + 2  # nothing stands behind the last one
-        for name in LEAST:
+        for name in least:
             if sum(widths[i] for i in kept) <= width:
                 break
             kept = [i for i in kept if columns[i] != name]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def print_fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
-    some, cells = fitting(columns, rows)
+def print_fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], least: Sequence[str] = LEAST
+) -> None:
+    some, cells = fitting(columns, rows, least)
     render.print_table(some, cells, right)
 
 
@@ -150,7 +155,7 @@ def sums_lines(region: RegionSeen) -> list[str]:
     elif region.mode == "latency":
         lines = [
             f"{told}.",
-            f"Over a limit at {excess} admissions: in mode latency high priority never waits for room.",
+            f"Over a limit at {excess} admissions: mode latency lets high priority go at once.",
         ]
     else:
         lines = [f"{told}.", f"Over a limit at {excess} admissions."]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import render
+from tierline.cli import region_tables, render
 
 if TYPE_CHECKING:
     from tierline.backends.kernels.pairs import Comparison, PairRow
@@ -30,8 +30,9 @@ COLUMNS = (
     "OVER LIMIT",
     "FORCED",
 )
+LEAST = ("FORCED", "BW PEAK", "SM PEAK", "OVER LIMIT")  # left out first where a terminal is narrow
 LEGEND = (
-    "HIGH, BEST-EFFORT: throughput relative to alone, TOTAL their sum; HIGH p99: latency relative to alone; "
+    "HIGH, BEST-EFFORT: throughput relative to alone, TOTAL their sum; HIGH p99: latency relative to alone.\n"
     "PEAK, OVER LIMIT: the device's true sums while both ran, and the share of time over a limit."
 )
 
@@ -151,7 +152,7 @@ def show(comparison: Comparison, rows: Sequence[PairRow]) -> None:
             f"{pair}: {of_pair[0].high} (high) beside {of_pair[0].best_effort}; "
             f"simulated device {comparison.device}, profiles {comparison.profiles}"
         )
-        render.print_table(COLUMNS, [_cells(row) for row in of_pair], right=COLUMNS[1:])
+        region_tables.print_fitting(COLUMNS, [_cells(row) for row in of_pair], COLUMNS[1:], LEAST)
         print()
     print(LEGEND)
 
