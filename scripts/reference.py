@@ -56,7 +56,9 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for file, name in _TEST.findall(markdown):
         path = ROOT / file
-        if not path.is_file() or not re.search(rf"\b(def|class|void) {name}\b|^{name} = ", path.read_text(), re.MULTILINE):
+        if not path.is_file() or not re.search(
+            rf"\b(def|class|void) {name}\b|^{name} = ", path.read_text(), re.MULTILINE
+        ):
             logger.warning("%s names the test %s::%s, which does not exist", page.file.src_uri, file, name)
     return markdown
 

@@ -123,11 +123,11 @@ def test_a_window_and_an_empty_trace(seen: region.RegionSeen) -> None:
 
 
 def test_bars_of_sums_beyond_the_device_are_scaled(seen: region.RegionSeen) -> None:
-    assert "from 0 to 100 %" in course_lines(seen)[0]
+    assert "0 to 100 %:" in course_lines(seen)[0]
     made = synthetic.region(4)
     for change in made.trace():
         change.sm_ppm *= 4
-    assert "from 0 to 332 %" in course_lines(region.seen(made, SIMULATED))[0]
+    assert "0 to 332 %:" in course_lines(region.seen(made, SIMULATED))[0]
 
 
 def test_bars() -> None:
