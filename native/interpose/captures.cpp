@@ -163,26 +163,25 @@ GraphUnit Captures::unit_of(CUgraphExec exec) {
     return unknown;
 }
 
-void Captures::recorded(CUevent event, Lane* lane) {
+void Captures::recorded(CUevent event, const Mark& mark) {
     const std::lock_guard<SpinLock> guard(marks_lock_);
-    if (lane == nullptr) {
+    if (mark.lane == nullptr) {
         marks_.erase(event);
     } else {
-        marks_[event] = {lane, lane->covered.load(std::memory_order_acquire)};
+        marks_[event] = mark;
     }
 }
 
-void Captures::came(CUevent event, bool synchronized) {
-    Mark mark{};
-    {
-        const std::lock_guard<SpinLock> guard(marks_lock_);
-        const auto found = marks_.find(event);
-        if (found == marks_.end()) return;
-        mark = found->second;
-    }
+Captures::Mark Captures::mark_of(CUevent event) {
+    const std::lock_guard<SpinLock> guard(marks_lock_);
+    const auto found = marks_.find(event);
+    return found != marks_.end() ? found->second : Mark{};
+}
+
+void Captures::came(const Mark& mark, bool synchronized) {
+    if (mark.lane == nullptr) return;
     session_.completion.ended(*mark.lane, mark.covered);
-    const Client& client = *mark.lane->client;
-    if (synchronized && client.priority == Priority::high) session_.arbiter.iteration_ended(client.slot);
+    if (synchronized) session_.iteration_ended(*mark.lane->client);
 }
 
 void Captures::forget(CUevent event) {

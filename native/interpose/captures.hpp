@@ -34,17 +34,19 @@ public:
     void destroyed(CUgraphExec exec);
     GraphUnit unit_of(CUgraphExec exec);
 
-    // The program recorded an event of its own in the lane.
-    void recorded(CUevent event, Lane* lane);
-    // The event has come: all that it covers has ended.
-    void came(CUevent event, bool synchronized);
+    // What an event of the program covers. Other threads may launch or record meanwhile: read before the driver is called.
+    struct Mark {
+        Lane* lane = nullptr;  // null: nothing of ours
+        std::uint64_t covered = 0;
+    };
+    // The program recorded an event of its own.
+    void recorded(CUevent event, const Mark& mark);
+    Mark mark_of(CUevent event);
+    // The event has come: all that it covered has ended.
+    void came(const Mark& mark, bool synchronized);
     void forget(CUevent event);
 
 private:
-    struct Mark {
-        Lane* lane;
-        std::uint64_t covered;
-    };
     struct Sum;
     void add_nodes(CUgraph graph, Sum& sum, int depth);
 

@@ -104,6 +104,18 @@ void Completion::step_back() {
     for (int tries = 0; tries < kTries && rounds_.load(std::memory_order_seq_cst) == round; ++tries) sched_yield();
 }
 
+void Completion::catch_up() {
+    if (state_.load(std::memory_order_acquire) != 1) return;
+    constexpr int kTries = 200;
+    constexpr Nanoseconds kPause = 100 * kMicrosecond;
+    const std::uint64_t round = rounds_.load(std::memory_order_seq_cst);
+    const std::uint64_t wanted = round + (round % 2 == 0 ? 2 : 3);  // a round that begins from now on is over
+    for (int tries = 0; tries < kTries && rounds_.load(std::memory_order_seq_cst) < wanted; ++tries) {
+        session_.arbiter.call_attention();
+        nap(kPause);
+    }
+}
+
 void* Completion::run(void* self) {
     const Inside inside;  // whatever this thread calls is no call of the program
     pthread_setname_np(pthread_self(), "tierline-poll");

@@ -38,6 +38,8 @@ public:
     // Starts the poller once; does nothing where it runs.
     void start();
     void stop();
+    // Waits, for a short while at most, until the poller has asked for all that has ended by now: before its events go.
+    void catch_up();
     // Returns once the poller has seen what the caller marked as dead or closed (bounded).
     void step_back();
 

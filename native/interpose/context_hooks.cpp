@@ -45,6 +45,7 @@ CUresult context_pop(Site<Fn_cuCtxPopCurrent_v2> site, CUcontext* context) {
 CUresult context_destroy(Site<Fn_cuCtxDestroy_v2> site, CUcontext context) {
     if (Session* session = session_if_any()) {
         guarded([&] {
+            session->completion.catch_up();
             session->streams.drop_context(context);
             session->completion.step_back();
         });
@@ -55,9 +56,10 @@ CUresult context_destroy(Site<Fn_cuCtxDestroy_v2> site, CUcontext context) {
 }
 
 CUresult primary_context_end(Site<Fn_cuDevicePrimaryCtxReset_v2> site, CUdevice device) {
+    Session* session = session_if_any();
+    if (session != nullptr) session->completion.catch_up();
     const CUresult result = site.real(device);
     unknown_current();
-    Session* session = session_if_any();
     if (session == nullptr || result != CUDA_SUCCESS || driver()->cuDevicePrimaryCtxGetState == nullptr) return result;
     unsigned flags = 0;
     int active = 1;

@@ -173,6 +173,10 @@ void Session::leave(Client* client) {
     arbiter.leave(client->slot);
 }
 
+void Session::iteration_ended(const Client& client) {
+    if (client.priority == Priority::high && !client.ended.load()) arbiter.iteration_ended(client.slot);
+}
+
 Client* Session::client(int number) {
     const std::lock_guard<std::mutex> guard(mutex_);
     const bool exists = number >= 0 && number < static_cast<int>(clients_.size());

@@ -22,6 +22,8 @@ struct Session {
     // Joins another client. Null when the region has no room.
     Client* join(const char* label, Priority priority, std::int64_t memory_cap_bytes);
     void leave(Client* client);
+    // The client has synchronised.
+    void iteration_ended(const Client& client);
     // Client of a thread's tag or of `tierline_client_begin`'s number; null = no such.
     Client* client(int number);
     int number_of(const Client* client) const;

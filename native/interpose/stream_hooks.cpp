@@ -52,9 +52,7 @@ struct Before {
         if (lane == nullptr) return;
         guarded([&] {
             session->completion.ended(*lane, covered);
-            if (iteration && lane->client->priority == Priority::high) {
-                session->arbiter.iteration_ended(lane->client->slot);
-            }
+            if (iteration) session->iteration_ended(*lane->client);
         });
     }
 };
@@ -76,17 +74,31 @@ CUresult synchronize_all(CUcontext context, Real&& real) {
     if (result == CUDA_SUCCESS && session != nullptr) {
         guarded([&] {
             for (const auto& [lane, covered] : before) session->completion.ended(*lane, covered);
-            const Client* client = session->client_of_thread();
-            if (client->priority == Priority::high) session->arbiter.iteration_ended(client->slot);
+            session->iteration_ended(*session->client_of_thread());
         });
     }
     return result;
 }
 
-void recorded(CUevent event, CUstream stream, bool per_thread) {
+// Has the driver record the event, and keeps what it covers.
+template <class Real>
+CUresult record(CUevent event, CUstream stream, bool per_thread, Real&& real) {
+    const Before before(stream, per_thread);
+    const CUresult result = real();
+    if (result == CUDA_SUCCESS && before.session != nullptr) {
+        guarded([&] { before.session->captures.recorded(event, {before.lane, before.covered}); });
+    }
+    return result;
+}
+
+template <class Real>
+CUresult await(CUevent event, bool synchronized, Real&& real) {
     Session* session = session_if_any();
-    if (session == nullptr) return;
-    guarded([&] { session->captures.recorded(event, session->streams.existing_lane(stream, per_thread)); });
+    Captures::Mark mark;
+    if (session != nullptr) guarded([&] { mark = session->captures.mark_of(event); });
+    const CUresult result = real();
+    if (result == CUDA_SUCCESS && session != nullptr) guarded([&] { session->captures.came(mark, synchronized); });
+    return result;
 }
 
 }  // namespace
@@ -163,29 +175,19 @@ CUresult stream_wait_event(Site<Fn_cuStreamWaitEvent> site, CUstream stream, CUe
 }
 
 CUresult event_record(Site<Fn_cuEventRecord> site, CUevent event, CUstream stream) {
-    const CUresult result = site.real(event, stream);
-    if (result == CUDA_SUCCESS) recorded(event, stream, site.per_thread);
-    return result;
+    return record(event, stream, site.per_thread, [&] { return site.real(event, stream); });
 }
 
 CUresult event_record_with_flags(Site<Fn_cuEventRecordWithFlags> site, CUevent event, CUstream stream, unsigned flags) {
-    const CUresult result = site.real(event, stream, flags);
-    if (result == CUDA_SUCCESS) recorded(event, stream, site.per_thread);
-    return result;
+    return record(event, stream, site.per_thread, [&] { return site.real(event, stream, flags); });
 }
 
 CUresult event_synchronize(Site<Fn_cuEventSynchronize> site, CUevent event) {
-    const CUresult result = site.real(event);
-    Session* session = session_if_any();
-    if (result == CUDA_SUCCESS && session != nullptr) guarded([&] { session->captures.came(event, true); });
-    return result;
+    return await(event, true, [&] { return site.real(event); });
 }
 
 CUresult event_query(Site<Fn_cuEventQuery> site, CUevent event) {
-    const CUresult result = site.real(event);
-    Session* session = session_if_any();
-    if (result == CUDA_SUCCESS && session != nullptr) guarded([&] { session->captures.came(event, false); });
-    return result;
+    return await(event, false, [&] { return site.real(event); });
 }
 
 CUresult event_destroy(Site<Fn_cuEventDestroy_v2> site, CUevent event) {

@@ -342,6 +342,28 @@ def test_a_file_that_is_no_region_passes_everything_and_says_so(world: World) ->
     assert world.complaints().count("not gated") == 1
 
 
+def test_a_region_of_another_version_passes_everything_and_says_so(world: World) -> None:
+    world.run("gpa2", "launch", 1)
+    made = bytearray(world.region_path.read_bytes())
+    made[8:12] = (99).to_bytes(4, "little")  # Region::version
+    world.region_path.write_bytes(made)
+    world.run("gpa2", "launch", 5, FAKECUDA_STRICT="0")
+    (line,) = world.complaints().splitlines()
+    assert "it is not a region of this version of Tierline; launches are not gated" in line
+    assert world.region_path.read_bytes() == bytes(made)
+
+
+def test_a_region_that_is_deleted_serves_on(world: World) -> None:
+    holder = world.start("gpa2", "hold", 5, TIERLINE_CLIENT="holder", **shared(world))
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    world.region_path.unlink()
+    world.run("gpa2", "launch", 5, TIERLINE_CLIENT="later", **shared(world))  # in a region of its own
+    assert [client["label"] for client in world.region()["clients"]] == ["later"]
+    assert holder.poll() is None
+    assert world.complaints() == ""
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("TIERLINE_POLICY", "best"), ("TIERLINE_MODE", "x"), ("TIERLINE_PRIORITY", "low"), ("TIERLINE_MEMORY", "10G")],

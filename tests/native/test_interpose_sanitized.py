@@ -50,6 +50,7 @@ def test_no_report(sanitizer: str, action: str, native_build: Callable[..., Path
         "TIERLINE_LOG": str(tmp_path / "log"),
         "FAKECUDA_STRICT": "1",
         "FAKECUDA_CLOCK": "wall",
+        "FAKECUDA_SCALE": "50",  # a sanitized program launches for longer, and all of it has to run
         "TSAN_OPTIONS": "report_thread_leaks=0:exitcode=66",
         # What lives as long as the process is meant to: the session outlives the program's own exit handlers.
         "ASAN_OPTIONS": "detect_leaks=0",
