@@ -23,6 +23,16 @@ from collections.abc import Iterable
 class TierlineError(Exception):
     """Root of the tree. `str(error)` is one sentence that can be shown to a user as it is."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An error made from parts holds its sentence only: rebuilt from that, it comes through from a worker process.
+        return _from_sentence, (type(self), str(self))
+
+
+def _from_sentence(kind: type[TierlineError], sentence: str) -> TierlineError:
+    error = kind.__new__(kind)
+    error.args = (sentence,)
+    return error
+
 
 class InvalidInput(TierlineError):
     """Input that cannot be used."""

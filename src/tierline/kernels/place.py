@@ -143,6 +143,14 @@ def managing(place: DevicePlace) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_use(place: DevicePlace) -> Iterator[None]:
+    """Keep others from beginning the device's region anew for a while."""
+    with open(place.users, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def take_region(
     place: DevicePlace, policy: str | None = None, mode: str | None = None, device: DeviceLimits | None = None
 ) -> int:

@@ -15,11 +15,12 @@ from tierline.backends.jobs.sharing import DeviceSharing, check_sharing
 from tierline.clock import WallClock
 from tierline.config import DaemonOptions, build_scheduler, measured_pairs, setting_of
 from tierline.core.actions import StartJob
-from tierline.core.errors import InvalidInput, MissingNative, NotFound, TierlineError
+from tierline.core.errors import InvalidInput, MissingNative, NotFound, Refused, TierlineError
 from tierline.core.events import JobSubmitted, NodeJoined, PairsMeasured, SlowdownSeen
 from tierline.core.nouns import NS_PER_S, Device, Job, Node, PairSpeed
 from tierline.kernels import environment, native
 from tierline.kernels.environment import fake_environment, fake_folder
+from tierline.kernels.place import manager_pid, managing, place_of, take_region
 from tierline.kernels.region import ClientSeen
 from tierline.runtime.driver import Driver
 
@@ -257,3 +258,18 @@ def test_two_jobs_on_one_declared_device_through_local_the_interposer_and_back(s
 def sharing_paces(backend: LocalBackend) -> bool:
     assert backend._sharing is not None
     return bool(backend._sharing._own_pace)
+
+
+@pytest.mark.skipif(not fake_driver(), reason="the native half of the kernel tier is not built here")
+def test_the_daemon_is_the_only_manager_of_a_gpu_that_it_shares(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    sharing = DeviceSharing(tmp_path / "state")
+    place = place_of(0)
+    with managing(place), pytest.raises(Refused, match="managed by process"):
+        sharing.environment(Job("a"), ("gpu0",), False, {})
+    assert sharing.environment(Job("a"), ("gpu0",), False, {})["TIERLINE_ARBITER"] == str(place.region)
+    assert manager_pid(place) == os.getpid()
+    joined = take_region(place)  # as `tierline run` does: it joins and does not begin anew
+    os.close(joined)
+    sharing.close()
+    assert manager_pid(place) == 0

@@ -86,6 +86,8 @@ class LocalBackend:
         with self._lock:
             for watch in self._watches.values():
                 watch.release()
+        if self._sharing is not None:
+            self._sharing.close()
 
     def log_path(self, job_id: str) -> Path:
         """The job's output, all attempts in one file; its older half is beside it as `log.1` once it was rotated."""

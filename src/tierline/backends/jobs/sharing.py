@@ -1,9 +1,10 @@
 """Two jobs on one device of this machine: every job under the interposer, and what its arbiter saw of them.
 
-The arbiter of a device is a region file in the state folder (`devices/gpu0.region`), made with the first job. A running
-process cannot be preloaded, so each job on one device starts under the interposer, alone or not, and a later one can join
-it. A job on several devices would need an arbiter for each and there is one setting for it: it runs without, and is not
-shared (`server/accept.py` sees to that).
+The arbiter of a GPU is the region of that device (`kernels/place.py`), which the daemon manages from the first job on, so
+that `tierline run` joins it and `tierline run --share` is refused; that of a declared slot lies in the state folder
+(`devices/cpu0.region`). A running process cannot be preloaded, so each job on one device starts under the interposer, alone
+or not, and a later one can join it. A job on several devices would need an arbiter for each and there is one setting for it:
+it runs without, and is not shared (`server/accept.py` sees to that).
 
 Speed. While a job has the device to itself its *own pace* is learnt: launches per second of wall time. Beside another its
 speed is its pace over its own one, so that waits at the gate, slower kernels and idle stretches of the program itself all
@@ -13,6 +14,7 @@ took beyond the time that they were predicted to take alone. Where the arbiter h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping
@@ -25,6 +27,7 @@ from tierline.core.events import SlowdownSeen
 from tierline.core.nouns import Job
 from tierline.kernels import environment, native, region
 from tierline.kernels.calibration import known_limits
+from tierline.kernels.place import in_use, managing, place_of
 from tierline.policies.kernels import DEFAULT_MODE, DEFAULT_POLICY
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,17 @@ def check_sharing() -> None:
         raise MissingNative(
             "the preload library libtierline_interpose.so, without which devices cannot be shared,"
         ) from None
+
+
+def _has_clients(path: Path) -> bool:
+    try:
+        return any(client.is_here and _lives(client.pid) for client in region.read_region(path, changes=False).clients)
+    except TierlineError:
+        return False
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 @dataclass(slots=True)
@@ -67,9 +81,29 @@ class DeviceSharing:
     _own_pace: dict[Key, float] = field(default_factory=dict)
     _next_look_s: float = 0.0
     _broken: set[Path] = field(default_factory=set)
+    _claims: dict[str, contextlib.ExitStack] = field(default_factory=dict)
 
     def region(self, device_id: str) -> Path:
-        return self.root / "devices" / f"{device_id}.region"
+        (index,), is_gpu = device_indices((device_id,))
+        return place_of(int(index)).region if is_gpu else self.root / "devices" / f"{device_id}.region"
+
+    def close(self) -> None:
+        for claim in self._claims.values():
+            claim.close()
+        self._claims.clear()
+
+    def _claim(self, device_id: str) -> None:
+        """Be the GPU's only manager until `close`. Its region is begun anew unless jobs of an earlier daemon use it still."""
+        (index,), is_gpu = device_indices((device_id,))
+        if not is_gpu or device_id in self._claims:
+            return
+        place = place_of(int(index))
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(managing(place))
+            claim.enter_context(in_use(place))
+            if place.region.exists() and not _has_clients(place.region):
+                place.region.unlink()
+            self._claims[device_id] = claim.pop_all()
 
     def environment(
         self, job: Job, device_ids: tuple[str, ...], is_guest: bool, base: Mapping[str, str]
@@ -77,6 +111,7 @@ class DeviceSharing:
         """What to add to `base` for the job; {} for one on several devices. Raises `TierlineError`, `OSError`."""
         if len(device_ids) != 1:
             return {}
+        self._claim(device_ids[0])
         path = self.region(device_ids[0])
         limits = known_limits(int(device_indices(device_ids)[0][0]))
         if not path.exists():
