@@ -354,11 +354,11 @@ def test_a_region_of_another_version_passes_everything_and_says_so(world: World)
 
 
 def test_a_region_that_is_deleted_serves_on(world: World) -> None:
-    holder = world.start("gpa2", "hold", 5, TIERLINE_CLIENT="holder", **shared(world))
+    holder = world.start("gpa2", "hold", 5, TIERLINE_CLIENT="holder", FAKECUDA_CLOCK="wall")
     assert holder.stdout is not None
     holder.stdout.readline()
     world.region_path.unlink()
-    world.run("gpa2", "launch", 5, TIERLINE_CLIENT="later", **shared(world))  # in a region of its own
+    world.run("gpa2", "launch", 5, TIERLINE_CLIENT="later")  # in a region of its own
     assert [client["label"] for client in world.region()["clients"]] == ["later"]
     assert holder.poll() is None
     assert world.complaints() == ""
