@@ -210,6 +210,26 @@ void an_overdrawn_account_spares_nothing() {
     CHECK(bench.region->waiters[ticket.waiter].reason == Reason::slowdown_limit);
 }
 
+// A launch far longer than high priority's iterations waits while those may come back at any time, and goes once high
+// priority has been away for some times its length: an idle device is given away.
+void an_idle_device_is_given_away_to_long_launches_too() {
+    Two two(Config{}, 100'000);
+    Bench& bench = two.bench;
+    Nanoseconds now_ns = two.alone(1, 0);
+    bench.admission.iteration_ended(two.high, now_ns);
+    const int lasting = bench.kernel("lasting", 100'000, 100'000, 20 * kMillisecond);
+    const Nanoseconds began_ns = now_ns;
+    const Ticket ticket = bench.launch(two.low, two.sl, lasting, now_ns);
+    CHECK(!ticket.admitted());
+    while (bench.region->waiters[ticket.waiter].state == 1 && now_ns < 20 * kSecond) {
+        now_ns = std::max(now_ns + 1, bench.admission.deadline_ns());
+        bench.look(now_ns);
+    }
+    CHECK(bench.admission.take(ticket.waiter, now_ns).reason == Reason::fits);
+    CHECK(now_ns - began_ns > 20 * kMillisecond);
+    CHECK(now_ns - began_ns < kSecond);
+}
+
 // Ended by the death of its client, a launch no longer counts as company.
 void shadows_end_with_their_client() {
     Two two(Config{}, 100'000);
@@ -264,6 +284,7 @@ int main() {
     undisturbed_work_fills_the_account_and_idle_time_pays_debts_only();
     what_fits_nowhere_is_spared_in_latency_mode_only();
     an_overdrawn_account_spares_nothing();
+    an_idle_device_is_given_away_to_long_launches_too();
     shadows_end_with_their_client();
     repair_ends_shadows_of_what_does_not_run();
     exempt_launches_cast_a_shadow_of_predicted_length();

@@ -155,12 +155,14 @@ void Admission::look(Nanoseconds now_ns) {
     Nanoseconds iteration_ns = 0;
     bool high_active = false;
     bool high_joined = false;
+    Nanoseconds high_done_ns = 0;
     for (int slot = 0, left = region.clients_joined; left > 0 && slot < kMaxClients; ++slot) {
         const Client& client = region.clients[slot];
         if (client.state != 1) continue;
         --left;
         if (client.priority != Priority::high) continue;
         high_joined = true;
+        high_done_ns = std::max(high_done_ns, client.last_done_ns);
         if (client.iteration_ns > 0 && (iteration_ns == 0 || client.iteration_ns < iteration_ns)) {
             iteration_ns = client.iteration_ns;
         }
@@ -187,6 +189,7 @@ void Admission::look(Nanoseconds now_ns) {
                   budget_ns,
                   best_effort_ns,
                   iteration_ns,
+                  high_done_ns,
                   region.losses.idle_ns,
                   high_joined,
                   uncommitted(region, now_ns),

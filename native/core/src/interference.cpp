@@ -12,7 +12,7 @@ constexpr Nanoseconds kPatience = 100 * kMicrosecond;
 constexpr double kDear = 0.4;  // high-priority time lost per time of the launch
 constexpr int kRecently = 10;  // times the patience of a launch: high priority that did not pause for so long will not
 constexpr int kIdleDebt = 10;  // times what may be spent at once: the idle device is given away as long as that is not overdrawn
-constexpr double kMostIterations = 2.0;  // one launch must not cost high priority more than this many of its iterations
+constexpr double kMostIterations = 2.0;  // one launch must not put more than this many of high priority's iterations at risk
 constexpr Nanoseconds kLookAgain = 100 * kMicrosecond;  // while best effort is held between iterations
 constexpr int kDrift = 8;  // predictions are trusted to an eighth of the time since they were checked
 
@@ -147,8 +147,12 @@ private:
             return dear || cost_ns > double(view_.may_cost_ns);
         }
         *view_.next_look_ns = std::min(*view_.next_look_ns, view_.now_ns + kLookAgain);
-        const bool hopeless = view_.iteration_ns > 0 && cost_ns > kMostIterations * double(view_.iteration_ns);
-        return hopeless || view_.balance_ns < -kIdleDebt * view_.may_cost_most_ns;
+        // The longer high priority has been away, the less likely it comes back while this one runs.
+        const double runs_ns = double(head.demand.duration_ns);
+        const double away_ns = double(std::max<Nanoseconds>(0, view_.now_ns - view_.high_priority_done_ns));
+        const double risked_ns = cost_ns * runs_ns / (runs_ns + away_ns + 1.0);
+        const bool too_dear = view_.iteration_ns > 0 && risked_ns > kMostIterations * double(view_.iteration_ns);
+        return too_dear || view_.balance_ns < -kIdleDebt * view_.may_cost_most_ns;
     }
 
     bool fits(const Sums& added, const Sums& running) const {

@@ -43,6 +43,7 @@ struct View {
     Nanoseconds budget_ns;          // how much best-effort work may be in flight beside high-priority work
     Nanoseconds best_effort_in_flight_ns;
     Nanoseconds iteration_ns;       // the shortest of the high-priority clients, 0 = unknown
+    Nanoseconds high_priority_done_ns;  // when work of high priority was last seen to end
     Nanoseconds high_priority_idle_ns;  // when high priority was last seen without work
     bool high_priority_joined;      // best effort is not by itself even while nothing else is in flight
     Nanoseconds may_cost_ns;        // high-priority time that best effort may still cost, less what is in flight
