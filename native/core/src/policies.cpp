@@ -150,6 +150,7 @@ void decide_tgs(const View& view, std::byte* memory, Verdicts& verdicts) {
     constexpr Nanoseconds kWindow = 10 * kMillisecond;
     constexpr double kFirstRate = 100.0;
     constexpr double kStep = 50.0;
+    constexpr double kMostRate = 1e6;  // no host launches faster
     constexpr double kMostTokens = 4.0;
     constexpr Nanoseconds kLookAgain = 100 * kMicrosecond;
     auto& state = *reinterpret_cast<TgsMemory*>(memory);
@@ -171,7 +172,7 @@ void decide_tgs(const View& view, std::byte* memory, Verdicts& verdicts) {
             state.rate = std::max(kFirstRate, state.rate * 0.92);
             state.cut_before = true;
         } else {
-            state.rate = state.cut_before ? state.rate + kStep : state.rate * 1.5;
+            state.rate = std::min(kMostRate, state.cut_before ? state.rate + kStep : state.rate * 1.5);
         }
         state.best_high_rate = std::max(rate, 0.999 * state.best_high_rate);
         state.window_began_ns = view.now_ns;
