@@ -1,3 +1,4 @@
+// Over 400 lines: the region's state changes here and nowhere else; what is computed and what is kept have files of their own.
 #include "tierline/admission.hpp"
 
 #include "correction.hpp"

@@ -12,6 +12,7 @@ from tierline.core.nouns import NS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
 PHASE_STYLE = {
@@ -33,6 +34,15 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def progress(doing: str) -> Progress:
+    """A bar with a count on stderr when somebody watches; nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    described = TextColumn("{task.description}")
+    return Progress(*columns, described, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def on_terminal() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,20 +137,10 @@ def _loads(text: str) -> tuple[float, ...]:
 
 def _run(experiment: Experiment, workers: int, events: Path | None) -> Sequence[Run]:
     """With a progress bar on stderr when somebody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tierline import experiments
 
     total = len(experiment.policies) * experiment.seeds * len(experiment.loads)
-    columns = (
-        TextColumn("simulating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    console = render.console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with render.progress("simulating") as progress:
         task = progress.add_task("", total=total)
 
         def advance(run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -114,19 +113,9 @@ def _list_pairs() -> None:
 
 def run(comparison: Comparison, workers: int) -> list[PairRow]:
     """All of it, with a progress bar on stderr when somebody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from tierline.backends.kernels import pairs
 
-    columns = (
-        TextColumn("simulating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    console = render.console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with render.progress("simulating") as progress:
         task = progress.add_task("", total=pairs.count_runs(comparison))
         return pairs.compare(comparison, workers, lambda what: progress.update(task, advance=1, description=what))
 
