@@ -184,6 +184,7 @@ Client* Session::client(int number) {
 }
 
 int Session::number_of(const Client* client) const {
+    const std::lock_guard<std::mutex> guard(mutex_);
     for (std::size_t number = 0; number < clients_.size(); ++number) {
         if (clients_[number] == client) return static_cast<int>(number);
     }

@@ -41,7 +41,7 @@ struct Session {
     Completion completion{*this};
 
 private:
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::vector<Client*> clients_;
 };
 
