@@ -180,12 +180,13 @@ Arbiter::Knowledge Arbiter::knowledge_of(int kernel) {
     return {mapped_->kernels[kernel].demand, mapped_->kernels[kernel].source};
 }
 
-// Looks at all heads and wakes whom it admits. Called with the lock held.
-void Arbiter::settle(Nanoseconds now_ns) {
+// Looks at all heads and wakes whom it admits, but for the waiter whose thread is `awake`. Called with the lock held.
+void Arbiter::settle(Nanoseconds now_ns, int awake) {
     if (mapped_->waiting == 0) return;
     int admitted[kMostAtOnce];
     const int count = admission_.decide(now_ns, admitted, kMostAtOnce);
     for (int index = 0; index < count; ++index) {
+        if (admitted[index] == awake) continue;
         Waiter& waiter = mapped_->waiters[admitted[index]];
         waiter.word.fetch_add(1, std::memory_order_acq_rel);
         futex_wake_all(waiter.word);
@@ -204,21 +205,9 @@ Ticket Arbiter::admit(const Request& request) {
         const Ticket ticket = admission_.request(request, since_ns);
         if (ticket.admitted()) return ticket;
         slot = ticket.waiter;
-        Waiter& waiter = region.waiters[slot];
-        serial = waiter.serial;
-        int admitted[kMostAtOnce];
-        const int count = admission_.decide(since_ns, admitted, kMostAtOnce);
-        bool own = false;
-        for (int index = 0; index < count; ++index) {
-            if (admitted[index] == slot) {
-                own = true;
-                continue;
-            }
-            Waiter& other = region.waiters[admitted[index]];
-            other.word.fetch_add(1, std::memory_order_acq_rel);
-            futex_wake_all(other.word);
-        }
-        if (own) return admission_.take(slot, since_ns);
+        serial = region.waiters[slot].serial;
+        settle(since_ns, slot);
+        if (region.waiters[slot].state != 1) return admission_.take(slot, since_ns);
     }
     call_attention();  // now fences are wanted
     const Nanoseconds give_up_ns = since_ns + region.config.max_wait_ns + kLongestSleep;

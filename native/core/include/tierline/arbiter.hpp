@@ -59,7 +59,7 @@ public:
 
 private:
     class Lock;
-    void settle(Nanoseconds now_ns);
+    void settle(Nanoseconds now_ns, int awake = -1);
 
     MappedRegion mapped_;
     Admission admission_;
