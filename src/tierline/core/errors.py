@@ -10,6 +10,9 @@
     ├── StateTooNew               the state was written by a newer Tierline
     ├── StateUnusable             the state folder is in use, full or damaged (exit code 2, HTTP 503)
     ├── DaemonUnavailable         nothing answers on the socket (exit code 3)
+    ├── Overloaded                the serving tier has too much waiting (HTTP 429 or 503 with Retry-After)
+    ├── RequestLost               an accepted request could not be finished (HTTP 500 or 503)
+    ├── PixelsNeeded              an image that was taken to be cached has to be encoded after all (internal)
     ├── MissingExtra              a feature whose optional package is not installed
     └── MissingNative             a part of the kernel tier that this installation was built without (exit code 2)
 """
@@ -70,6 +73,26 @@ class StateUnusable(TierlineError):
 
 class DaemonUnavailable(TierlineError):
     """No daemon answers on the socket."""
+
+
+class Overloaded(TierlineError):
+    """Too much waits already; `retry_after_s` says when to come back."""
+
+    def __init__(self, sentence: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class RequestLost(TierlineError):
+    """A request that was accepted could not be finished; the sentence says why."""
+
+
+class PixelsNeeded(TierlineError):
+    """Images whose embeddings were thought to be cached are not; `hashes` are those to be sent with the request again."""
+
+    def __init__(self, hashes: tuple[str, ...]) -> None:
+        super().__init__(f"The pictures {', '.join(hashes)} have to be encoded.")
+        self.hashes = hashes
 
 
 class MissingExtra(TierlineError):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 from tierline.core.contracts import JobPolicy
-from tierline.core.errors import InvalidInput, UnknownName
+from tierline.policies import registry
 
 POLICIES: Mapping[str, str] = {
     "explsched": "tierline.policies.jobs.explsched:ExplSched",
@@ -28,21 +27,9 @@ SEES_THE_FUTURE = frozenset({"clairvoyant"})
 
 def policy_class(name: str) -> type[JobPolicy]:
     """The class of a registered policy, or of `module:Class` given by a user; raises `UnknownName`."""
-    target = POLICIES.get(name, name)
-    module, colon, attribute = target.partition(":")
-    if not colon:
-        raise UnknownName("policy", name, POLICIES)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(f"policy '{name}' cannot be loaded: {error}.") from error
-    return cast("type[JobPolicy]", found)
+    return cast("type[JobPolicy]", registry.policy_class("policy", POLICIES, name))
 
 
 def make_policy(name: str, options: Mapping[str, Any] | None = None) -> JobPolicy:
     """A fresh policy; `options` are its dataclass fields. Raises `UnknownName` or `InvalidInput`."""
-    cls = policy_class(name)
-    try:
-        return cls(**(options or {}))
-    except TypeError as error:
-        raise InvalidInput(f"policy '{name}' does not take these options: {error}.") from error
+    return cast("JobPolicy", registry.make("policy", POLICIES, name, options))

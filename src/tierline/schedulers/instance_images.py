@@ -1,0 +1,83 @@
+"""The encoder's side of an instance: one image at a time, first come first served, beside the iterations."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tierline.core.instance_actions import EncodeImage, SendEmbeddings, SendEncodeFailure, TellImagesNeeded
+from tierline.core.instance_events import EncodeAsked, EncodeEnded
+from tierline.schedulers.instance_state import InstanceState
+
+EVICTED = "its embeddings were given up and its pixels are not here"
+
+
+class Encoder:
+    """`lost(content_hash, error)`: told when an image that sequences here wait for cannot be encoded."""
+
+    def __init__(self, state: InstanceState, name: str, lost: Callable[[str, str], None]) -> None:
+        self._state = state
+        self._name = name
+        self._lost = lost
+        self._queue: OrderedDict[str, list[str]] = OrderedDict()  # image -> whom to deliver to ("" = here)
+        self._busy = ""
+        self.encoded = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def expects(self, content_hash: str) -> bool:
+        """Whether the image is being encoded for this instance."""
+        return "" in self._queue.get(content_hash, ())
+
+    def ask(self, event: EncodeAsked) -> None:
+        to = "" if event.to == self._name else event.to
+        if event.content_hash in self._queue:
+            receivers = self._queue[event.content_hash]
+            if to not in receivers:
+                receivers.append(to)
+        elif event.content_hash in self._state.pool:
+            self._deliver(event.content_hash, [to])
+        else:
+            self._queue[event.content_hash] = [to]
+            self._next()
+
+    def ended(self, event: EncodeEnded) -> None:
+        assert self._busy == event.content_hash
+        self._busy = ""
+        receivers = self._queue.pop(event.content_hash)
+        if event.error:
+            for to in receivers:
+                if to:
+                    self._state.out.append(SendEncodeFailure(event.content_hash, to, event.error))
+                else:
+                    self.failed(event.content_hash, event.error)
+        else:
+            self.encoded += 1
+            self._state.image_ready(event.content_hash, event.size_bytes)
+            self._deliver(event.content_hash, receivers)
+        self._next()
+
+    def failed(self, content_hash: str, error: str) -> None:
+        """An image that sequences here wait for will not come. Gone from a pool meanwhile: ask for it again."""
+        waiters = self._state.wanted.get(content_hash, {})
+        if error != EVICTED:
+            self._lost(content_hash, error)
+            return
+        for sequence in waiters.values():
+            sequence.expected.discard(content_hash)
+            self._state.out.append(TellImagesNeeded(sequence.request_id, (content_hash,)))
+
+    def forget_peer(self, peer: str) -> None:
+        for receivers in self._queue.values():
+            if peer in receivers:
+                receivers.remove(peer)
+
+    def _deliver(self, content_hash: str, receivers: list[str]) -> None:
+        self._state.out += [SendEmbeddings(content_hash, to) for to in receivers if to]
+
+    def _next(self) -> None:
+        if not self._busy and self._queue:
+            self._busy = next(iter(self._queue))
+            self._state.out.append(EncodeImage(self._busy))

@@ -1,0 +1,188 @@
+"""The sequences of an instance, and who of them holds which blocks and images. The only place where these are given and
+taken; what the engine has to know of it is appended to `out`."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+from tierline.core.instance_actions import AddSequence, DropEmbeddings, DropSequence, InstanceAction, TellEmbeddings
+from tierline.core.request import ALL_ROLES, Request, Role
+from tierline.schedulers.embedding_pool import EmbeddingPool
+from tierline.schedulers.kv_blocks import KvBlocks
+from tierline.schedulers.sequence import Phase, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLimits:
+    """`blocks` of `block_tokens` positions; at most `token_budget` positions and `sequence_limit` sequences an iteration;
+    `pool_bytes` of image embeddings; a sequence has `context_tokens` at most and ends at one of `end_tokens`."""
+
+    blocks: int
+    block_tokens: int = 16
+    token_budget: int = 2048
+    sequence_limit: int = 256
+    pool_bytes: int = 256 * 1024 * 1024
+    context_tokens: int = 2048
+    end_tokens: frozenset[int] = frozenset()
+    prefix_caching: bool = True
+
+
+@dataclass(slots=True)
+class InstanceState:
+    """`running` keeps the order of admission, `queue` that of `Sequence.order`. A sequence holds blocks unless WAITING."""
+
+    limits: InstanceLimits
+    roles: Role = ALL_ROLES
+    kv: KvBlocks = field(init=False)
+    pool: EmbeddingPool = field(init=False)
+    sequences: dict[str, Sequence] = field(default_factory=dict)
+    running: dict[str, Sequence] = field(default_factory=dict)
+    queue: list[Sequence] = field(default_factory=list)
+    wanted: dict[str, dict[str, Sequence]] = field(default_factory=dict)  # image without embeddings -> who waits for it
+    out: list[InstanceAction] = field(default_factory=list)
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        self.kv = KvBlocks(limits.blocks, limits.block_tokens, caching=limits.prefix_caching)
+        self.pool = EmbeddingPool(limits.pool_bytes)
+
+    def add(self, request: Request, phase: Phase) -> Sequence:
+        sequence = Sequence(request, phase)
+        self.sequences[sequence.request_id] = sequence
+        self.out.append(AddSequence(request))
+        return sequence
+
+    def enqueue(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.WAITING
+        bisect.insort(self.queue, sequence, key=Sequence.order)
+
+    def unqueue(self, sequence: Sequence) -> None:
+        at = bisect.bisect_left(self.queue, sequence.order(), key=Sequence.order)
+        assert self.queue[at] is sequence
+        del self.queue[at]
+
+    def prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of the sequence already. Its last position is always computed anew, since a
+        token is to be drawn there."""
+        usable = (len(sequence.tokens) - 1) // self.limits.block_tokens
+        return self.kv.match(sequence.keys_until(usable, self.limits.block_tokens))
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence all blocks that its tokens need, and make it run; False when there are too few."""
+        found = self.prefix(sequence)
+        self.kv.retain(found)
+        rest = self.kv.needed(len(sequence.tokens)) - len(found)
+        taken = self.kv.take(rest)
+        if len(taken) < rest:
+            self.kv.release(found)
+            return False
+        self.unqueue(sequence)
+        self.place(sequence, found, taken)
+        self.prefix_queries += len(sequence.tokens)
+        self.prefix_hits += sequence.computed
+        self.run(sequence)
+        return True
+
+    def place(self, sequence: Sequence, found: list[int], taken: list[int]) -> None:
+        """The sequence holds `found` (computed already) and `taken` from now on."""
+        sequence.blocks = [*found, *taken]
+        sequence.computed = len(found) * self.limits.block_tokens
+        sequence.registered, sequence.told_blocks, sequence.fresh = len(found), 0, True
+        sequence.cached_tokens = min(sequence.computed, len(sequence.request.prompt))
+        self.free_passed_images(sequence)
+
+    def run(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.RUNNING
+        self.running[sequence.request_id] = sequence
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Take the sequence off its blocks and out of whatever it is in; it stays known."""
+        if sequence.phase is Phase.WAITING:
+            self.unqueue(sequence)
+        self.running.pop(sequence.request_id, None)
+        self.kv.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = sequence.registered = sequence.told_blocks = sequence.in_step = 0
+        sequence.fresh = True
+
+    def drop(self, sequence: Sequence) -> None:
+        """The sequence is no longer here."""
+        self.vacate(sequence)
+        for content_hash in sequence.using:
+            self._given_up(self.pool.done(content_hash))
+        for image in sequence.request.images:
+            waiters = self.wanted.get(image.content_hash, {})
+            waiters.pop(sequence.request_id, None)
+            if not waiters:
+                self.wanted.pop(image.content_hash, None)
+        del self.sequences[sequence.request_id]
+        self.out.append(DropSequence(sequence.request_id))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take all blocks; the sequence waits and is computed again, output tokens included."""
+        self.preemptions += 1
+        self.vacate(sequence)
+        self.enqueue(sequence)
+
+    def want_images(self, sequence: Sequence) -> list[str]:
+        """Hold the images that the sequence needs and wait for those without embeddings; returns the latter."""
+        start = sequence.computed or len(self.prefix(sequence)) * self.limits.block_tokens
+        missing: list[str] = []
+        for content_hash in dict.fromkeys(image.content_hash for image in sequence.images_after(start)):
+            if content_hash in sequence.using:
+                continue
+            if content_hash in self.pool:
+                self.pool.use(content_hash)
+                sequence.using.add(content_hash)
+            else:
+                self.wanted.setdefault(content_hash, {})[sequence.request_id] = sequence
+                missing.append(content_hash)
+        return missing
+
+    def image_ready(self, content_hash: str, size_bytes: int) -> None:
+        """Embeddings are in the pool now: whoever waits for them holds them."""
+        waiters = self.wanted.pop(content_hash, {})
+        is_new = content_hash not in self.pool
+        gone = self.pool.put(content_hash, size_bytes, uses=len(waiters))
+        for sequence in waiters.values():
+            sequence.using.add(content_hash)
+            sequence.expected.discard(content_hash)
+        if is_new:
+            self.out.append(TellEmbeddings((content_hash,), ()))
+        self._given_up(gone)
+
+    def free_passed_images(self, sequence: Sequence) -> None:
+        """Let go of images that the sequence has computed past."""
+        if sequence.using:
+            ahead = {image.content_hash for image in sequence.images_after(sequence.computed)}
+            for content_hash in sequence.using - ahead:
+                sequence.using.discard(content_hash)
+                self._given_up(self.pool.done(content_hash))
+
+    def grow(self, sequence: Sequence, positions: int) -> bool:
+        """See that the sequence has blocks for its first `positions`; False when there are too few."""
+        more = self.kv.needed(positions) - len(sequence.blocks)
+        if more > 0:
+            taken = self.kv.take(more)
+            if not taken:
+                return False
+            sequence.blocks += taken
+        return True
+
+    def register(self, sequence: Sequence) -> None:
+        """Full blocks can be found by others from now on."""
+        full = sequence.computed // self.limits.block_tokens
+        if full > sequence.registered:
+            keys = sequence.keys_until(full, self.limits.block_tokens)
+            for place in range(sequence.registered, full):
+                self.kv.register(sequence.blocks[place], keys[place])
+            sequence.registered = full
+
+    def _given_up(self, hashes: tuple[str, ...]) -> None:
+        if hashes:
+            self.out.append(DropEmbeddings(hashes))
+            self.out.append(TellEmbeddings((), hashes))

@@ -1,0 +1,99 @@
+"""One attempt at a request on an instance: its tokens, how far they are computed, its blocks, its images."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from tierline.core.batch_view import SequenceView
+from tierline.core.request import ImageSpan, Request
+from tierline.schedulers.kv_blocks import ROOT_KEY, block_key
+
+
+class Phase(IntEnum):
+    WAITING = 0  # in the queue, without blocks
+    RUNNING = 1  # may be in any iteration
+    HELD = 2  # its prompt is done, and decoding is not allowed here: it waits to be moved
+    LEAVING = 3  # its last KV is under way to a peer; it computes nothing
+    ARRIVING = 4  # its KV is coming from a peer
+
+
+@dataclass(slots=True)
+class Sequence:
+    """`tokens` are prompt and output; the KV of the first `computed` is in `blocks`. Exactly the images in `using` are held
+    in the pool for it."""
+
+    request: Request
+    phase: Phase = Phase.WAITING
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    in_step: int = 0  # positions of the iteration under way
+    blocks: list[int] = field(default_factory=list)
+    told_blocks: int = 0  # so many of them the engine knows
+    fresh: bool = True  # the engine's table has to begin anew
+    registered: int = 0  # so many full blocks the prefix pool knows
+    keys: list[bytes] = field(default_factory=list)
+    cached_tokens: int = 0
+    expected: set[str] = field(default_factory=set)
+    using: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            self.tokens = [*self.request.prompt, *self.request.made]
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """All output tokens, also those of earlier attempts."""
+        return tuple(self.tokens[len(self.request.prompt) :])
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.output_tokens > 0 and self.computed == len(self.tokens) - 1
+
+    def order(self) -> tuple[int, int, str]:
+        """Priority, then arrival."""
+        return (-self.request.priority, self.request.arrived_ns, self.request_id)
+
+    def images_after(self, position: int) -> list[ImageSpan]:
+        """Images whose embeddings are needed when computing from `position` on."""
+        return [image for image in self.request.images if image.end > position]
+
+    def ready_until(self, position: int, pool: Container[str]) -> int:
+        """Up to where positions from `position` on can be computed: the first image without embeddings bars the way."""
+        for image in self.request.images:
+            if image.end > position and image.content_hash not in pool:
+                return max(image.start, position)
+        return len(self.tokens)
+
+    def keys_until(self, blocks: int, block_tokens: int) -> list[bytes]:
+        """Keys of the first `blocks` blocks, which must be full. Kept, since tokens never change."""
+        while len(self.keys) < blocks:
+            first = len(self.keys) * block_tokens
+            parent = self.keys[-1] if self.keys else ROOT_KEY
+            tokens = self.tokens[first : first + block_tokens]
+            self.keys.append(block_key(parent, tokens, self.request.images, first))
+        return self.keys[:blocks]
+
+    def view(self, pool: Container[str], start: int, blocks_needed: int) -> SequenceView:
+        """`start`: where computing would go on."""
+        request = self.request
+        return SequenceView(
+            request_id=request.request_id,
+            arrived_ns=request.arrived_ns,
+            priority=request.priority,
+            ready_tokens=self.ready_until(start, pool) - start,
+            left_tokens=len(self.tokens) - start,
+            context_tokens=start,
+            output_tokens=self.output_tokens,
+            blocks_needed=blocks_needed,
+            decoding=self.is_decoding,
+        )
