@@ -70,6 +70,10 @@ class InstanceScheduler:
     def roles(self) -> Role:
         return self._state.roles
 
+    def will_encode(self, content_hash: str) -> bool:
+        """Whether the image is being encoded here, or is in the queue for it."""
+        return self._encoder.has(content_hash)
+
     def status(self) -> TellStatus:
         """Counts for routing and people."""
         state = self._state

@@ -27,6 +27,9 @@ class Encoder:
     def waiting(self) -> int:
         return len(self._queue)
 
+    def has(self, content_hash: str) -> bool:
+        return content_hash in self._queue
+
     def expects(self, content_hash: str) -> bool:
         """Whether the image is being encoded for this instance."""
         return "" in self._queue.get(content_hash, ())

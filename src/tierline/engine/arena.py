@@ -1,0 +1,52 @@
+"""The KV arena: one place for the keys and values of all sequences of an instance, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class KvArena:
+    """Keys and values, each [layers, blocks, block_tokens, kv_heads, head_dim]. Which block is whose is the scheduler's
+    business (`schedulers/kv_blocks.py`)."""
+
+    def __init__(
+        self,
+        layers: int,
+        blocks: int,
+        block_tokens: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, blocks, block_tokens, kv_heads, head_dim)
+        self.block_tokens = block_tokens
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # By position in the arena, block * block_tokens + offset: [layers, positions, kv_heads, head_dim]. Views.
+        self.flat_keys = self.keys.view(layers, blocks * block_tokens, kv_heads, head_dim)
+        self.flat_values = self.values.view(layers, blocks * block_tokens, kv_heads, head_dim)
+
+    @staticmethod
+    def bytes_per_block(layers: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        return 2 * layers * block_tokens * kv_heads * head_dim * dtype.itemsize
+
+    def export(self, blocks: Sequence[int]) -> torch.Tensor:
+        """A copy of these blocks in host memory: uint8, flat; `load` of an arena of the same shape takes it."""
+        index = torch.tensor(blocks, device=self.keys.device)
+        both = torch.stack((self.keys.index_select(1, index), self.values.index_select(1, index)))
+        return both.view(torch.uint8).reshape(-1).cpu()
+
+    def load(self, blocks: Sequence[int], payload: torch.Tensor) -> None:
+        """Put what `export` made into these blocks. `payload`: uint8, flat; raises `ValueError` where sizes differ."""
+        layers, _, block_tokens, kv_heads, head_dim = self.keys.shape
+        shape = (2, layers, len(blocks), block_tokens, kv_heads, head_dim)
+        expected = 2 * self.keys[:, :1].numel() * len(blocks) * self.keys.element_size()
+        if payload.numel() != expected:
+            raise ValueError(f"{payload.numel()} bytes of KV arrived for {len(blocks)} blocks, which take {expected}")
+        index = torch.tensor(blocks, device=self.keys.device)
+        both = payload.view(self.keys.dtype).view(shape).to(self.keys.device)
+        self.keys.index_copy_(1, index, both[0])
+        self.values.index_copy_(1, index, both[1])

@@ -1,0 +1,112 @@
+"""Attention over the paged arena, registered with Transformers under one name for every model family.
+
+A model is called with all tokens of an iteration packed into one row: first one token of each decoding sequence, then the
+chunks of prompts. The function writes their keys and values into the arena and lets each token attend to its own sequence
+alone. Transformers makes no mask for an attention implementation that registers none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tierline.engine.arena import KvArena
+
+NAME = "tierline"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """`tokens` rows from row `first` on, the positions `context..context+tokens` of a sequence. `slots`: arena positions of
+    the sequence's first `context + tokens` positions. `mask` [tokens, context + tokens] is None where the chunk has no
+    context: plainly causal."""
+
+    first: int
+    tokens: int
+    context: int
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """Where the rows of an iteration lie. `slots` [rows]: arena position of each. Rows `0..decodes` decode: their
+    sequences' blocks are `blocks` [decodes, most], `decode_mask` [decodes, 1, 1, most * block_tokens] is true where a
+    position belongs to the sequence. Then come the `chunks`."""
+
+    arena: KvArena
+    slots: torch.Tensor
+    decodes: int
+    blocks: torch.Tensor
+    decode_mask: torch.Tensor
+    chunks: tuple[PromptChunk, ...]
+
+
+_layout: StepLayout | None = None  # of the iteration under way; a process has one lane of iterations
+
+
+def use_layout(layout: StepLayout | None) -> None:
+    """The layout for the calls that follow."""
+    global _layout
+    _layout = layout
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention interface. `query` [1, heads, rows, head_dim], `key` and `value` [1, kv_heads, rows,
+    head_dim]; answers [1, rows, heads, head_dim]."""
+    layout = _layout
+    assert layout is not None, "attention was called outside of an iteration"
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    keys, values = layout.arena.flat_keys[layer], layout.arena.flat_values[layer]
+    keys.index_copy_(0, layout.slots, key[0].transpose(0, 1))
+    values.index_copy_(0, layout.slots, value[0].transpose(0, 1))
+    heads, rows, head_dim = query.shape[1:]
+    if layout.decodes == rows:
+        return _decode(layout, layer, query[0], scaling).unsqueeze(0), None
+    out = torch.empty((1, rows, heads, head_dim), dtype=query.dtype, device=query.device)
+    if layout.decodes:
+        out[0, : layout.decodes] = _decode(layout, layer, query[0, :, : layout.decodes], scaling)
+    for chunk in layout.chunks:
+        last = chunk.first + chunk.tokens
+        if chunk.mask is None:
+            chunk_keys, chunk_values = key[:, :, chunk.first : last], value[:, :, chunk.first : last]
+        else:
+            chunk_keys = keys.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
+            chunk_values = values.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
+        attended = scaled_dot_product_attention(
+            query[:, :, chunk.first : last],
+            chunk_keys,
+            chunk_values,
+            attn_mask=chunk.mask,
+            is_causal=chunk.mask is None,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        out[0, chunk.first : last] = attended[0].transpose(0, 1)
+    return out, None
+
+
+def _decode(layout: StepLayout, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """One query a sequence, [heads, decodes, head_dim] -> [decodes, heads, head_dim]."""
+    decodes, most = layout.blocks.shape
+    index = layout.blocks.view(-1)
+    block_tokens, kv_heads, head_dim = layout.arena.keys.shape[2:]
+    shape = (decodes, most * block_tokens, kv_heads, head_dim)
+    keys = layout.arena.keys[layer].index_select(0, index).view(shape).transpose(1, 2)
+    values = layout.arena.values[layer].index_select(0, index).view(shape).transpose(1, 2)
+    attended = scaled_dot_product_attention(
+        query.transpose(0, 1).unsqueeze(2), keys, values, attn_mask=layout.decode_mask, scale=scaling, enable_gqa=True
+    )
+    return attended.squeeze(2)

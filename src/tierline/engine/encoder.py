@@ -1,0 +1,63 @@
+"""The encoder lane: images are preprocessed and encoded in a thread of their own, beside the iterations.
+
+PyTorch and PIL let go of the interpreter while they compute, so an iteration never waits for an image.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from tierline.core.request import Picture
+from tierline.engine.families.text import TextFamily
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Embeddings [tokens, hidden] of an image, or the sentence that says why there are none."""
+
+    content_hash: str
+    embeddings: torch.Tensor | None
+    error: str = ""
+
+
+class EncoderLane:
+    """`wake` is called from the lane's thread whenever `take` has something new."""
+
+    def __init__(self, family: TextFamily, wake: Callable[[], None]) -> None:
+        self._family = family
+        self._wake = wake
+        self._done: queue.SimpleQueue[Encoded] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    def submit(self, picture: Picture) -> None:
+        self._thread.submit(self._encode, picture)
+
+    def fail(self, content_hash: str, error: str) -> None:
+        """Say at once that an image cannot be encoded."""
+        self._done.put(Encoded(content_hash, None, error))
+        self._wake()
+
+    def take(self) -> list[Encoded]:
+        """What has been encoded since the last call."""
+        found: list[Encoded] = []
+        while not self._done.empty():
+            found.append(self._done.get())
+        return found
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _encode(self, picture: Picture) -> None:
+        try:
+            with torch.inference_mode():
+                embeddings = self._family.encode([picture])[0].contiguous()
+            result = Encoded(picture.content_hash, embeddings)
+        except Exception as error:  # whatever a model's processor raises belongs to this image, not to its neighbours
+            result = Encoded(picture.content_hash, None, f"{type(error).__name__}: {error}")
+        self._done.put(result)
+        self._wake()

@@ -1,0 +1,210 @@
+"""One instance: its scheduler, its model, its encoder lane. Where messages come from and go to is the port's business, so
+the same instance runs in a process of its own, or beside others in a test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from tierline.core.instance_actions import (
+    AcceptMove,
+    AddSequence,
+    CancelMove,
+    ConfirmMove,
+    ConfirmRound,
+    DropEmbeddings,
+    DropSequence,
+    EncodeImage,
+    ImportRound,
+    InstanceAction,
+    OfferMove,
+    RefuseMove,
+    RunStep,
+    SendEmbeddings,
+    SendEncodeFailure,
+    SendRound,
+    Tell,
+    TellTokens,
+    ToPeer,
+)
+from tierline.core.instance_events import (
+    EmbeddingsArrived,
+    EncodeAsked,
+    EncodeEnded,
+    EncodeFailed,
+    InstanceEvent,
+    MoveAccepted,
+    MoveOffered,
+    MoveRefused,
+    MoveTaken,
+    RequestCancelled,
+    RoundArrived,
+    RoundTaken,
+    StepEnded,
+)
+from tierline.core.request import Picture, TokenLogprob
+from tierline.engine.arena import KvArena
+from tierline.engine.encoder import EncoderLane
+from tierline.engine.runner import ModelRunner
+from tierline.schedulers.instance import InstanceScheduler
+from tierline.schedulers.instance_images import EVICTED
+
+Payload = torch.Tensor | None
+
+
+class Port(Protocol):
+    """The way to everybody else."""
+
+    def send(self, peer: str, event: InstanceEvent, payload: Payload) -> None:
+        """To another instance. `payload`: uint8, flat, on the host."""
+        ...
+
+    def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
+        """To the serving scheduler."""
+        ...
+
+
+class Instance:
+    """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads."""
+
+    def __init__(
+        self,
+        name: str,
+        scheduler: InstanceScheduler,
+        runner: ModelRunner,
+        arena: KvArena,
+        lane: EncoderLane,
+        embeddings: dict[str, torch.Tensor],
+        port: Port,
+    ) -> None:
+        self.name = name
+        self._scheduler = scheduler
+        self._runner = runner
+        self._arena = arena
+        self._lane = lane
+        self._embeddings = embeddings
+        self._port = port
+        self._pictures: dict[str, Picture] = {}
+        self._arriving: torch.Tensor | None = None  # KV of the round that is being delivered
+        self._due: RunStep | None = None
+        self._logprobs: Mapping[str, TokenLogprob] = {}
+
+    @property
+    def has_step(self) -> bool:
+        return self._due is not None
+
+    def deliver(self, event: InstanceEvent, payload: Payload = None, picture: Picture | None = None) -> None:
+        """Something happened: `payload` are a round's KV or an image's embeddings, `picture` an image to encode."""
+        if isinstance(event, EncodeAsked) and picture is not None:
+            self._pictures[event.content_hash] = picture
+        elif isinstance(event, EmbeddingsArrived):
+            assert payload is not None
+            if event.content_hash not in self._embeddings:
+                self._embeddings[event.content_hash] = self._to_embeddings(payload)
+        elif isinstance(event, RoundArrived):
+            self._arriving = payload
+            self._runner.made(event.request_id, event.made)
+        self._handle(event)
+        self._arriving = None
+        if isinstance(event, EncodeAsked) and not self._scheduler.will_encode(event.content_hash):
+            self._pictures.pop(event.content_hash, None)
+
+    def collect(self) -> None:
+        """Take what the encoder lane has finished."""
+        for done in self._lane.take():
+            self._pictures.pop(done.content_hash, None)
+            if done.embeddings is None:
+                self._handle(EncodeEnded(done.content_hash, 0, done.error))
+            else:
+                self._embeddings[done.content_hash] = done.embeddings
+                self._handle(EncodeEnded(done.content_hash, done.embeddings.nbytes))
+
+    def step(self) -> None:
+        """Run the iteration that is due, if one is."""
+        if self._due is None:
+            return
+        step, self._due = self._due, None
+        sampled = self._runner.run(step)
+        self._logprobs = {each.request_id: each.logprob for each in sampled if each.logprob is not None}
+        self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
+        self._logprobs = {}
+
+    def close(self) -> None:
+        self._lane.close()
+
+    def _handle(self, event: InstanceEvent) -> None:
+        for action in self._scheduler.handle(time.monotonic_ns(), event):
+            self._execute(action)
+
+    def _execute(self, action: InstanceAction) -> None:
+        match action:
+            case RunStep():
+                self._due = action
+            case AddSequence():
+                self._runner.add(action.request)
+            case DropSequence():
+                self._runner.drop(action.request_id)
+            case EncodeImage():
+                picture = self._pictures.get(action.content_hash)
+                if picture is None:
+                    self._lane.fail(action.content_hash, EVICTED)
+                else:
+                    self._lane.submit(picture)
+            case DropEmbeddings():
+                for content_hash in action.hashes:
+                    self._embeddings.pop(content_hash, None)
+            case ImportRound():
+                assert self._arriving is not None
+                self._arena.load(action.blocks, self._arriving)
+            case (
+                SendEmbeddings()
+                | SendEncodeFailure()
+                | OfferMove()
+                | AcceptMove()
+                | RefuseMove()
+                | SendRound()
+                | CancelMove()
+                | ConfirmRound()
+                | ConfirmMove()
+            ):
+                self._to_peer(action)
+            case _:
+                logprobs: tuple[TokenLogprob, ...] = ()
+                if isinstance(action, TellTokens) and action.tokens and action.request_id in self._logprobs:
+                    logprobs = (self._logprobs[action.request_id],)
+                self._port.tell(action, logprobs)
+
+    def _to_peer(self, action: ToPeer) -> None:
+        payload: Payload = None
+        event: InstanceEvent
+        match action:
+            case SendEmbeddings():
+                payload = self._embeddings[action.content_hash].cpu().view(torch.uint8).reshape(-1)
+                event = EmbeddingsArrived(action.content_hash, payload.numel())
+            case SendEncodeFailure():
+                event = EncodeFailed(action.content_hash, action.error)
+            case OfferMove():
+                event = MoveOffered(action.request, self.name, action.tokens)
+            case AcceptMove():
+                event = MoveAccepted(action.request_id, self.name, action.cached_tokens)
+            case RefuseMove():
+                event = MoveRefused(action.request_id, self.name, action.reason)
+            case SendRound():
+                payload = self._arena.export(action.blocks)
+                event = RoundArrived(
+                    action.request_id, self.name, action.first, action.until, action.made, action.final
+                )
+            case CancelMove():
+                event = RequestCancelled(action.request_id)
+            case ConfirmRound():
+                event = RoundTaken(action.request_id, self.name, action.until)
+            case ConfirmMove():
+                event = MoveTaken(action.request_id, self.name)
+        self._port.send(action.to, event, payload)
+
+    def _to_embeddings(self, payload: torch.Tensor) -> torch.Tensor:
+        weight = self._runner.embedding_weight
+        return payload.view(weight.dtype).view(-1, weight.shape[-1]).to(weight.device)

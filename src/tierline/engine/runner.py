@@ -1,0 +1,200 @@
+"""Runs iterations: from the chunks that the scheduler names to the tokens drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tierline.core.instance_actions import Chunk, RunStep
+from tierline.core.request import Request, TokenLogprob
+from tierline.engine import attention
+from tierline.engine.arena import KvArena
+from tierline.engine.attention import PromptChunk, StepLayout
+from tierline.engine.families.text import Positions, TextFamily
+from tierline.engine.sampler import Row, draw
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token drawn for an attempt."""
+
+    request_id: str
+    token: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: Request
+    tokens: list[int]
+    blocks: list[int]
+    positions: Positions | None
+    banned: tuple[int, ...]
+
+    @property
+    def made(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+
+class ModelRunner:
+    """`embeddings`: content hash of an image -> [tokens, hidden], filled by the encoder and by peers."""
+
+    def __init__(
+        self,
+        family: TextFamily,
+        arena: KvArena,
+        end_tokens: Sequence[int],
+        embeddings: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._family = family
+        self._arena = arena
+        self._end_tokens = tuple(end_tokens)
+        self._embeddings = embeddings
+        self._sequences: dict[str, _Sequence] = {}
+        self._device = family.embedding.weight.device
+        self._dtype = family.embedding.weight.dtype
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """[vocabulary, hidden], on the model's device and in its type."""
+        weight: torch.Tensor = self._family.embedding.weight
+        return weight
+
+    def add(self, request: Request) -> None:
+        sampling = request.sampling
+        banned = sampling.stop_token_ids if sampling.ignore_eos else (*self._end_tokens, *sampling.stop_token_ids)
+        positions = self._family.positions(request)
+        tokens = [*request.prompt, *request.made]
+        self._sequences[request.request_id] = _Sequence(request, tokens, [], positions, banned)
+
+    def drop(self, request_id: str) -> None:
+        self._sequences.pop(request_id, None)
+
+    def made(self, request_id: str, made: Sequence[int]) -> None:
+        """An arriving attempt has these output tokens."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.tokens = [*sequence.request.prompt, *made]
+
+    @torch.inference_mode()
+    def run(self, step: RunStep) -> list[Sampled]:
+        """Compute all chunks in one pass of the model; the tokens drawn are appended to their sequences."""
+        decodes = [chunk for chunk in step.chunks if self._extend(chunk)]
+        prompts = [chunk for chunk in step.chunks if chunk.tokens > 1 or not self._is_decode(chunk)]
+        chunks = [*decodes, *prompts]
+        hidden = self._forward(chunks, len(decodes))
+        ends: list[int] = []
+        row = 0
+        for chunk in chunks:
+            row += chunk.tokens
+            if chunk.samples:
+                ends.append(row - 1)
+        if not ends:
+            return []
+        logits = self._family.head(hidden[torch.tensor(ends, device=self._device)])
+        drawing = [chunk.request_id for chunk in chunks if chunk.samples]
+        rows = []
+        for request_id in drawing:
+            sequence = self._sequences[request_id]
+            rows.append(Row(sequence.request.sampling, sequence.request.prompt, sequence.made, sequence.banned))
+        tokens, logprobs = draw(logits, rows)
+        sampled = []
+        for request_id, token, logprob in zip(drawing, tokens, logprobs, strict=True):
+            self._sequences[request_id].tokens.append(token)
+            sampled.append(Sampled(request_id, token, logprob))
+        return sampled
+
+    def _extend(self, chunk: Chunk) -> bool:
+        """Bring the sequence's block table up to date; whether the chunk is one token of a decoding sequence."""
+        sequence = self._sequences[chunk.request_id]
+        if chunk.fresh:
+            sequence.blocks = []
+        sequence.blocks += chunk.new_blocks
+        return self._is_decode(chunk)
+
+    def _is_decode(self, chunk: Chunk) -> bool:
+        return chunk.tokens == 1 and chunk.first > 0
+
+    def _forward(self, chunks: Sequence[Chunk], decodes: int) -> torch.Tensor:
+        """Last hidden states of all rows, [rows, hidden]."""
+        ids: list[int] = []
+        for chunk in chunks:
+            ids += self._sequences[chunk.request_id].tokens[chunk.first : chunk.first + chunk.tokens]
+        inputs = self._family.embedding(torch.tensor(ids, device=self._device).unsqueeze(0))
+        self._put_images(inputs[0], chunks)
+        attention.use_layout(self._layout(chunks, decodes))
+        try:
+            output = self._family.backbone(
+                inputs_embeds=inputs, position_ids=self._positions(chunks), attention_mask=None, use_cache=False
+            )
+        finally:
+            attention.use_layout(None)
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _put_images(self, rows: torch.Tensor, chunks: Sequence[Chunk]) -> None:
+        """Overwrite the rows of placeholders with the images' embeddings."""
+        row = 0
+        for chunk in chunks:
+            last = chunk.first + chunk.tokens
+            for image in self._sequences[chunk.request_id].request.images:
+                begin, end = max(image.start, chunk.first), min(image.end, last)
+                if begin < end:
+                    part = self._embeddings[image.content_hash][begin - image.start : end - image.start]
+                    rows[row + begin - chunk.first : row + end - chunk.first] = part.to(rows.dtype)
+            row += chunk.tokens
+
+    def _positions(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """[1, rows], or [axes, 1, rows] where the family's positions have several axes."""
+        if not any(self._sequences[chunk.request_id].positions for chunk in chunks):
+            flat = [position for chunk in chunks for position in range(chunk.first, chunk.first + chunk.tokens)]
+            return torch.tensor(flat, device=self._device).unsqueeze(0)
+        parts = []
+        for chunk in chunks:
+            positions, last = self._sequences[chunk.request_id].positions, chunk.first + chunk.tokens
+            assert positions is not None
+            axes, prompt = positions.prompt.shape
+            after = torch.arange(max(chunk.first, prompt), max(last, prompt)) + positions.shift
+            parts.append(torch.cat((positions.prompt[:, chunk.first : last], after.expand(axes, -1)), dim=1))
+        return torch.cat(parts, dim=1).unsqueeze(1).to(self._device)
+
+    def _layout(self, chunks: Sequence[Chunk], decodes: int) -> StepLayout:
+        block = self._arena.block_tokens
+        slots: list[int] = []
+        tables: list[list[int]] = []
+        prompts: list[PromptChunk] = []
+        row = 0
+        for place, chunk in enumerate(chunks):
+            blocks, last = self._sequences[chunk.request_id].blocks, chunk.first + chunk.tokens
+            slots += [blocks[p // block] * block + p % block for p in range(chunk.first, last)]
+            if place < decodes:
+                tables.append(blocks[: -(-last // block)])
+            else:
+                prompts.append(self._prompt(chunk, row, blocks))
+            row += chunk.tokens
+        most = max(map(len, tables), default=0)
+        table = torch.tensor(
+            [each + [0] * (most - len(each)) for each in tables], dtype=torch.long, device=self._device
+        )
+        lengths = torch.tensor([chunk.first + 1 for chunk in chunks[:decodes]], device=self._device)
+        mask = torch.arange(most * block, device=self._device) < lengths.view(-1, 1, 1, 1)
+        return StepLayout(
+            arena=self._arena,
+            slots=torch.tensor(slots, device=self._device),
+            decodes=decodes,
+            blocks=table.view(decodes, most),
+            decode_mask=mask,
+            chunks=tuple(prompts),
+        )
+
+    def _prompt(self, chunk: Chunk, row: int, blocks: list[int]) -> PromptChunk:
+        if not chunk.first:
+            return PromptChunk(row, chunk.tokens, 0, torch.empty(0, dtype=torch.long), None)
+        block, last = self._arena.block_tokens, chunk.first + chunk.tokens
+        table = torch.tensor(blocks[: -(-last // block)], device=self._device)
+        slots = (table.unsqueeze(1) * block + torch.arange(block, device=self._device)).view(-1)[:last]
+        queries = torch.arange(chunk.first, last, device=self._device).unsqueeze(1)
+        mask = torch.arange(last, device=self._device) <= queries
+        return PromptChunk(row, chunk.tokens, chunk.first, slots, mask)
