@@ -33,15 +33,15 @@ class ModelText(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens without special ones."""
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of tokens, without special ones unless asked for."""
         ...
 
     def token_text(self, token: int) -> tuple[str, bytes]:
         """One token by itself, for log-probabilities: as text (possibly with replacement characters) and as bytes."""
         ...
 
-    def stream(self) -> TokenStream: ...
+    def stream(self, *, skip_special_tokens: bool = True) -> TokenStream: ...
 
     def place_images(
         self, tokens: Sequence[int], images: Sequence[tuple[str, int, int]]
