@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tierline.core.serving_actions import ServingAction
+
 
 @dataclass(frozen=True, slots=True)
 class StartJob:
@@ -69,4 +71,5 @@ class RecordEnd:
     reason: str
 
 
-Action = StartJob | PreemptJob | StopJob | SetTimer | RecordRefusal | RecordEnd
+JobAction = StartJob | PreemptJob | StopJob | SetTimer | RecordRefusal | RecordEnd
+Action = JobAction | ServingAction

@@ -40,7 +40,7 @@ class Packing(Protocol):
 class Scheduler(Protocol):
     """A state machine without I/O: the only place where state changes and where hard limits hold."""
 
-    def handle(self, now_ns: int, event: Event) -> list[Action]: ...
+    def handle(self, now_ns: int, event: Event) -> Sequence[Action]: ...
 
 
 class Clock(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tierline.core.nouns import Job, Node, Outcome, PairSpeed, Report, Sweep
+from tierline.core.serving_events import ServingEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class TimerFired:
     name: str
 
 
-Event = (
+JobEvent = (
     NodeJoined
     | NodeLost
     | DevicesBlocked
@@ -151,3 +152,4 @@ Event = (
     | SlowdownSeen
     | TimerFired
 )
+Event = JobEvent | ServingEvent

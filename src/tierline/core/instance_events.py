@@ -111,6 +111,14 @@ class MoveRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveCancelled:
+    """Peer `source` does not hand the attempt over after all. One that came from somebody else meanwhile is not meant."""
+
+    request_id: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundArrived:
     """KV of the positions `first..until` of an arriving attempt is in our arena. `made` are all output tokens so far;
     after the `final` round the attempt is ours."""
@@ -160,6 +168,7 @@ InstanceEvent = (
     | MoveOffered
     | MoveAccepted
     | MoveRefused
+    | MoveCancelled
     | RoundArrived
     | RoundTaken
     | MoveTaken

@@ -52,7 +52,7 @@ class Measured:
     def check(self, events: Sequence[Event]) -> None:
         self._scheduler.check(events)
 
-    def handle(self, now_ns: int, event: Event) -> list[Action]:
+    def handle(self, now_ns: int, event: Event) -> Sequence[Action]:
         begin = time.perf_counter()
         actions = self._scheduler.handle(now_ns, event)
         seconds = time.perf_counter() - begin

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, SetTimer, StartJob, StopJob
@@ -162,6 +162,8 @@ def _effect(action: Action) -> tuple[object, ...]:
             return "end", job_id, phase
         case RecordRefusal(job_id):
             return "refusal", job_id
+        case _:  # of the serving tier: everything but the reason
+            return type(action).__name__, *(getattr(action, each.name) for each in fields(action) if each.name != "reason")
 
 
 def _switch(run: Run, later: Run, scheduler: S, hand_over: HandOver[S]) -> tuple[Run, S]:

@@ -1,0 +1,221 @@
+"""Between the front door's event loop and the serving scheduler: a request goes in, its tokens come out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tierline.backends.serving.torch import TorchInstances
+from tierline.core.errors import PixelsNeeded, RequestLost, TierlineError
+from tierline.core.request import Picture, Request, Role, TokensMade
+from tierline.core.serving_actions import Answer, AskPixels
+from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked
+from tierline.runtime.driver import Driver
+from tierline.schedulers.serving import ServingScheduler
+
+
+@dataclass(slots=True)
+class _Client:
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[TokensMade | TierlineError]
+    pictures: Mapping[str, Picture]
+
+
+class Mailboxes:
+    """Where answers wait for their readers, each in its own event loop."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, _Client] = {}
+
+    def open(self, request_id: str, pictures: Mapping[str, Picture]) -> asyncio.Queue[TokensMade | TierlineError]:
+        client = _Client(asyncio.get_running_loop(), asyncio.Queue(), pictures)
+        self._clients[request_id] = client
+        return client.queue
+
+    def close(self, request_id: str) -> None:
+        self._clients.pop(request_id, None)
+
+    def answer(self, action: Answer) -> None:
+        self._put(action.tokens.request_id, action.tokens)
+
+    def ask_pixels(self, action: AskPixels) -> None:
+        self._put(action.request_id, PixelsNeeded(action.hashes))
+
+    def picture(self, request_id: str, content_hash: str) -> Picture:
+        return self._clients[request_id].pictures[content_hash]
+
+    def fail_all(self, error: TierlineError) -> None:
+        """Nothing will be answered any more."""
+        for request_id in list(self._clients):
+            self._put(request_id, error)
+
+    def _put(self, request_id: str, item: TokensMade | TierlineError) -> None:
+        client = self._clients.get(request_id)
+        if client is not None and not client.loop.is_closed():
+            client.loop.call_soon_threadsafe(client.queue.put_nowait, item)
+
+
+class EngineGenerator:
+    """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop."""
+
+    def __init__(
+        self, scheduler: ServingScheduler, instances: TorchInstances, driver: Driver, mailboxes: Mailboxes
+    ) -> None:
+        self._scheduler = scheduler
+        self._instances = instances
+        self._driver = driver
+        self._mailboxes = mailboxes
+        self._count = itertools.count(1)
+        self._failed = ""
+        self._thread = threading.Thread(target=self._run, name="serving loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._driver.run()
+        except Exception as error:
+            self.failed(str(error) or type(error).__name__)
+            raise
+
+    def failed(self, sentence: str) -> None:
+        """Nothing can be served from now on."""
+        self._failed = sentence
+        self._mailboxes.fail_all(RequestLost(sentence))
+
+    async def wants_pixels(self, content_hash: str) -> bool:
+        return not self._driver.query(lambda: self._scheduler.has_embeddings(content_hash))
+
+    async def generate(self, request: Request, pictures: Mapping[str, Picture]) -> AsyncIterator[TokensMade]:
+        if self._failed:
+            raise RequestLost(self._failed)
+        own = f"r{next(self._count)}"
+        sent = replace(request, request_id=own, arrived_ns=request.arrived_ns or time.monotonic_ns())
+        queue = self._mailboxes.open(own, pictures)
+        finished = False
+        try:
+            self._driver.submit([RequestSubmitted(sent, tuple(pictures))])
+            while not finished:
+                item = await queue.get()
+                finished = isinstance(item, TierlineError) or item.finish is not None
+                if isinstance(item, TierlineError):
+                    raise item
+                if item.finish == "error":
+                    raise RequestLost(item.reason[:1].upper() + item.reason[1:] + ".")
+                yield replace(item, request_id=request.request_id)
+        finally:
+            self._mailboxes.close(own)
+            if not finished:
+                self._driver.submit([RequestAbandoned(own)])
+
+    async def health(self) -> str:
+        if self._failed:
+            return self._failed
+        ready = self._driver.query(lambda: len(self._scheduler.servers))
+        return "" if ready else "No instance is ready yet."
+
+    def set_roles(self, name: str, roles: Role) -> None:
+        """Ask for other roles of an instance; raises `StateUnusable` when the loop has ended."""
+        self._driver.submit([RolesAsked(name, roles)])
+
+    def move(self, request_id: str, to: str) -> None:
+        """Ask for a request (by the id that `status` shows) to go on at another instance."""
+        self._driver.submit([MoveWanted(request_id, to)])
+
+    def status(self) -> dict[str, Any]:
+        """Instances, requests, counters; read by people, by `tierline chat` and by tests."""
+        return self._driver.query(self._status)
+
+    def _status(self) -> dict[str, Any]:
+        pids, hellos = self._instances.pids(), self._instances.hellos()
+        instances = []
+        for name, server in self._scheduler.servers.items():
+            status, hello = server.status, hellos.get(name)
+            instances.append(
+                {
+                    "name": name,
+                    "pid": pids.get(name),
+                    "roles": server.roles.letters,
+                    "prefill_tokens": server.prefill_tokens,
+                    "decoding": server.decoding,
+                    "encoding": server.encoding,
+                    "images": len(server.images),
+                    "role_switches": server.switches,
+                    "switch_seconds": server.switch_ns / 1e9,
+                    "weights_bytes": hello.weights_bytes if hello else 0,
+                    "start_seconds": hello.start_ns / 1e9 if hello else 0.0,
+                    **({key: getattr(status, key) for key in status.__slots__} if status else {}),
+                }
+            )
+        return {
+            "instances": instances,
+            "live": self._scheduler.live,
+            "counts": dict(self._scheduler.counts),
+            "image_queries": self._scheduler.image_queries,
+            "image_hits": self._scheduler.image_hits,
+        }
+
+    def live_owner(self, request_id: str) -> str:
+        """The instance a live request is at; "" when there is none."""
+        found = self._driver.query(lambda: self._scheduler.live_request(request_id))
+        return found.owner if found is not None else ""
+
+    def metrics_text(self) -> str:
+        """Prometheus lines of the instances; names are vLLM's, `tierline:` where vLLM has none."""
+        status = self.status()
+        lines: list[str] = []
+
+        def series(name: str, kind: str, text: str, rows: list[tuple[str, float]]) -> None:
+            lines.extend((f"# HELP {name} {text}", f"# TYPE {name} {kind}"))
+            lines.extend(f"{name}{labels} {value:g}" for labels, value in rows)
+
+        def each(key: str) -> list[tuple[str, float]]:
+            return [(f'{{instance="{one["name"]}"}}', float(one.get(key, 0))) for one in status["instances"]]
+
+        def total(key: str) -> list[tuple[str, float]]:
+            return [("", float(sum(one.get(key, 0) for one in status["instances"])))]
+
+        usage = [
+            (f'{{instance="{one["name"]}"}}', 1 - one["free_blocks"] / one["total_blocks"])
+            for one in status["instances"]
+            if one.get("total_blocks")
+        ]
+        series("vllm:kv_cache_usage_perc", "gauge", "Share of KV blocks in use, 0 to 1.", usage)
+        series(
+            "vllm:prefix_cache_queries_total",
+            "counter",
+            "Positions looked up in prefix caches.",
+            total("prefix_queries"),
+        )
+        series("vllm:prefix_cache_hits_total", "counter", "Positions found there.", total("prefix_hits"))
+        series("vllm:mm_cache_queries_total", "counter", "Images looked up.", [("", status["image_queries"])])
+        series(
+            "vllm:mm_cache_hits_total", "counter", "Images whose embeddings were there.", [("", status["image_hits"])]
+        )
+        series("vllm:num_preemptions_total", "counter", "Sequences that lost their blocks.", total("preemptions"))
+        series("tierline:instance_running", "gauge", "Sequences with KV, per instance.", each("running"))
+        series("tierline:instance_waiting", "gauge", "Sequences in the queue, per instance.", each("waiting"))
+        series("tierline:instance_free_blocks", "gauge", "KV blocks that are free.", each("free_blocks"))
+        series("tierline:embedding_pool_bytes", "gauge", "Image embeddings kept.", each("pool_bytes"))
+        series("tierline:encoded_images_total", "counter", "Images encoded.", each("encoded_images"))
+        series("tierline:steps_total", "counter", "Iterations.", each("steps"))
+        series("tierline:role_switches_total", "counter", "Role changes shown by a batch.", each("role_switches"))
+        for key, text in (
+            ("moves", "Requests moved."),
+            ("moves_failed", "Moves that failed."),
+            ("instances_lost", "Losses."),
+        ):
+            series(f"tierline:{key}_total", "counter", text, [("", status["counts"].get(key, 0))])
+        roles = [(f'{{instance="{one["name"]}",roles="{one["roles"]}"}}', 1.0) for one in status["instances"]]
+        series("tierline:instance_roles", "gauge", "Roles of each instance.", roles)
+        return "\n".join(lines) + "\n"
+
+    def close(self) -> None:
+        """End the instances; what is live fails with one sentence."""
+        self._driver.close("The server is shutting down.")
+        self.failed("The server is shutting down.")
+        self._instances.close()

@@ -1,0 +1,97 @@
+"""What the serving scheduler wants done: words to instances, answers to clients. Imperative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierline.core.request import Request, Role, TokensMade
+
+
+@dataclass(frozen=True, slots=True)
+class QueueAttempt:
+    """Have `instance` prefill `request` (its id is the attempt's); embeddings of `expected` are on their way there."""
+
+    instance: str
+    request: Request
+    expected: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOn:
+    """Have `instance` encode an image for instance `to`, with the pixels that came with `pixels_of` ("" = it has the
+    embeddings already)."""
+
+    instance: str
+    content_hash: str
+    to: str
+    pixels_of: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAttempt:
+    instance: str
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveAttempt:
+    """Have `instance` hand an attempt over to instance `to`."""
+
+    instance: str
+    attempt: str
+    to: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoles:
+    instance: str
+    roles: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyLost:
+    """Tell `instance` that its peer `lost` is gone."""
+
+    instance: str
+    lost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Tell the client of these tokens."""
+
+    tokens: TokensMade
+
+
+@dataclass(frozen=True, slots=True)
+class AskPixels:
+    """The request cannot go on without the pixels of these images; it is to be submitted again with them and with what was
+    made so far. Here it is forgotten."""
+
+    request_id: str
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordServingRefusal:
+    """What was asked for and not done. Recorded, so that nothing is dropped in silence."""
+
+    subject: str
+    reason: str
+
+
+ServingAction = (
+    QueueAttempt
+    | EncodeOn
+    | CancelAttempt
+    | MoveAttempt
+    | SetRoles
+    | NotifyLost
+    | Answer
+    | AskPixels
+    | RecordServingRefusal
+)

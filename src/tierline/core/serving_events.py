@@ -1,0 +1,69 @@
+"""What the serving scheduler is told: by clients, by instances and by whoever starts them. Past tense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierline.core.instance_actions import Tell
+from tierline.core.request import Request, Role, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSubmitted:
+    """A client's request was accepted. `pixels`: content hashes of those of its images that can be encoded."""
+
+    request: Request
+    pixels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAbandoned:
+    """The client has gone, or has all it wanted."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceJoined:
+    """An instance is ready."""
+
+    name: str
+    roles: Role
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLost:
+    """An instance is gone with all that it had."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSaid:
+    """A word of an instance, with the log-probabilities of the tokens in it, if they were asked for."""
+
+    name: str
+    message: Tell
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RolesAsked:
+    """Somebody wants an instance to have these roles."""
+
+    name: str
+    roles: Role
+
+
+@dataclass(frozen=True, slots=True)
+class MoveWanted:
+    """Somebody wants a request to go on at instance `to`."""
+
+    request_id: str
+    to: str
+
+
+ServingEvent = (
+    RequestSubmitted | RequestAbandoned | InstanceJoined | InstanceLost | InstanceSaid | RolesAsked | MoveWanted
+)

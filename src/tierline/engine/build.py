@@ -1,0 +1,79 @@
+"""Puts an instance together: model, arena, scheduler, encoder lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tierline.core.errors import InvalidInput
+from tierline.engine import model as models
+from tierline.engine.arena import KvArena
+from tierline.engine.encoder import EncoderLane
+from tierline.engine.families.text import TextFamily
+from tierline.engine.instance import Instance, Port
+from tierline.engine.runner import ModelRunner
+from tierline.engine.settings import InstanceSettings
+from tierline.policies.batching import make_batching
+from tierline.schedulers.instance import InstanceScheduler
+from tierline.schedulers.instance_state import InstanceLimits
+
+CPU_KV_BYTES = 1 << 30
+CUDA_KV_SHARE = 0.85  # of the memory that is free once the weights are there
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    instance: Instance
+    scheduler: InstanceScheduler
+    limits: InstanceLimits
+    weights_bytes: int
+
+
+def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> Built:
+    """Load the model and make the instance; `wake` is called from another thread when an image has been encoded."""
+    if settings.dtype not in models.DTYPES:
+        raise InvalidInput(f"dtype '{settings.dtype}': {', '.join(models.DTYPES)} are allowed.")
+    dtype, device = models.DTYPES[settings.dtype], torch.device(settings.device)
+    torch.set_num_threads(settings.threads)
+    family = models.load(settings.model, dtype, device)
+    weights = sum(parameter.nbytes for parameter in family.model.parameters())
+    limits = limits_of(settings, family, dtype, device)
+    kv = models.kv_shape(family.config)
+    arena = KvArena(kv.layers, limits.blocks, limits.block_tokens, kv.kv_heads, kv.head_dim, dtype, device)
+    embeddings: dict[str, torch.Tensor] = {}
+    runner = ModelRunner(family, arena, sorted(limits.end_tokens), embeddings)
+    scheduler = InstanceScheduler(settings.name, limits, make_batching(settings.batching), settings.roles)
+    lane = EncoderLane(family, wake)
+    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port)
+    return Built(instance, scheduler, limits, weights)
+
+
+def limits_of(
+    settings: InstanceSettings, family: TextFamily, dtype: torch.dtype, device: torch.device
+) -> InstanceLimits:
+    """Limits within the device's memory. Raises `InvalidInput` where not even one block fits."""
+    kv = models.kv_shape(family.config)
+    block_bytes = KvArena.bytes_per_block(kv.layers, settings.block_tokens, kv.kv_heads, kv.head_dim, dtype)
+    context = models.context_tokens(family.config)
+    if settings.context_tokens:
+        context = min(context, settings.context_tokens)
+    budget = settings.kv_bytes
+    if not budget:
+        budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_KV_SHARE) if device.type == "cuda" else CPU_KV_BYTES
+    # More than every sequence at its longest can never be used.
+    most = settings.sequence_limit * -(-context // settings.block_tokens)
+    blocks = min(budget // block_bytes, most)
+    if blocks < 2:
+        raise InvalidInput(f"KV memory of {budget} bytes: one block takes {block_bytes}, and two are needed at least.")
+    return InstanceLimits(
+        blocks=blocks,
+        block_tokens=settings.block_tokens,
+        token_budget=settings.token_budget,
+        sequence_limit=settings.sequence_limit,
+        pool_bytes=settings.pool_bytes,
+        context_tokens=context,
+        end_tokens=frozenset(models.end_tokens(settings.model, family.config)),
+        prefix_caching=settings.prefix_caching,
+    )

@@ -1,0 +1,206 @@
+"""The process of one instance: `python -m tierline.engine.process SETTINGS`, started by `backends/serving/torch.py`.
+
+One thread takes messages, runs iterations and sends what they gave; the encoder lane has a thread of its own. The process
+ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+
+from tierline.core.errors import TierlineError
+from tierline.core.instance_actions import Tell, TellStatus
+from tierline.core.instance_events import EncodeAsked, InstanceEvent, PeerLost
+from tierline.core.request import Picture, TokenLogprob
+from tierline.engine import wire
+from tierline.engine.build import Built, build
+from tierline.engine.settings import InstanceSettings
+from tierline.engine.transfer import Carrier, InMessage, SharedMemory
+
+IDLE_MS = 500
+STATUS_NS = 100_000_000
+
+
+class Wires:
+    """The sockets of an instance. `frames` of a message: kind, body, then a payload's."""
+
+    def __init__(self, settings: InstanceSettings) -> None:
+        self._settings = settings
+        self._context = zmq.Context()
+        self._carrier: Carrier = InMessage()
+        if settings.transfer == "shm":
+            self._carrier = SharedMemory(Path(settings.shm_dir), settings.name)
+        self._inbox = self._socket(zmq.PULL, server=True)
+        self._inbox.bind(settings.endpoint)
+        self._server = self._socket(zmq.PUSH)
+        self._server.connect(settings.server)
+        self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
+        self._wake_out = self._context.socket(zmq.PAIR)
+        self._wake_out.bind("inproc://wake")
+        self._wake_in = self._context.socket(zmq.PAIR)
+        self._wake_in.connect("inproc://wake")
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._wake_in, zmq.POLLIN)
+
+    def _socket(self, kind: int, *, server: bool = False) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        # Nothing is ever dropped for a full queue: what is under way is bounded by the scheduler's own limits.
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.LINGER, 1000)
+        if self._settings.curve_secret:
+            secret, public = self._settings.curve_secret.encode(), self._settings.curve_public.encode()
+            socket.curve_secretkey, socket.curve_publickey = secret, public
+            if server:
+                socket.curve_server = True
+            else:
+                socket.curve_serverkey = public  # all processes of one server share a key pair
+        return socket
+
+    # --- the instance's port
+
+    def send(self, peer: str, event: InstanceEvent, payload: torch.Tensor | None) -> None:
+        socket = self._peers.get(peer)
+        if socket is None:
+            return  # it was lost; the serving scheduler has said so, or will
+        frames = wire.encode(event)
+        if payload is not None:
+            frames += self._carrier.pack(peer, payload)
+        socket.send_multipart(frames, copy=True)
+
+    def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
+        self._said.append(wire.pack_tell(message, logprobs))
+
+    # --- the loop's side
+
+    def flush(self) -> None:
+        """Send what was told since the last time, as one message."""
+        if self._said:
+            said, self._said = tuple(self._said), []
+            self._server.send_multipart(wire.encode(wire.Tells(self._settings.name, said)))
+
+    def hello(self, message: wire.Hello) -> None:
+        self._server.send_multipart(wire.encode(message))
+
+    def wake(self) -> None:
+        """From the encoder lane's thread, which alone uses this socket."""
+        self._wake_out.send(b"")
+
+    def receive(self, timeout_ms: int) -> list[list[bytes]]:
+        """All messages that are there, after waiting for one at most so long."""
+        found: list[list[bytes]] = []
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._wake_in in ready:
+            while self._wake_in.poll(0):
+                self._wake_in.recv()
+        while self._inbox.poll(0):
+            found.append(self._inbox.recv_multipart())
+        return found
+
+    def unpack(self, frames: list[bytes]) -> torch.Tensor | None:
+        return self._carrier.unpack(frames) if frames[0] == b"shm" else InMessage().unpack(frames)
+
+    def connect(self, peer: wire.PeerJoined) -> None:
+        if peer.name not in self._peers and peer.name != self._settings.name:
+            self._peers[peer.name] = self._socket(zmq.PUSH)
+            self._peers[peer.name].connect(peer.endpoint)
+
+    def disconnect(self, peer: str) -> None:
+        socket = self._peers.pop(peer, None)
+        if socket is not None:
+            socket.close(linger=0)
+
+    def close(self) -> None:
+        self._context.destroy(linger=1000)
+
+
+class Loop:
+    """Messages in, iterations, words out."""
+
+    def __init__(self, wires: Wires, built: Built) -> None:
+        self._wires = wires
+        self._instance = built.instance
+        self._scheduler = built.scheduler
+        self._parent = os.getppid()
+        self._status: TellStatus | None = None
+        self._status_ns = 0
+
+    def run(self) -> None:
+        while os.getppid() == self._parent:
+            for frames in self._wires.receive(0 if self._instance.has_step else IDLE_MS):
+                if not self._take(frames):
+                    return
+            self._instance.collect()
+            self._instance.step()
+            self._tell_status()
+            self._wires.flush()
+
+    def _take(self, frames: list[bytes]) -> bool:
+        """Handle one message; False when it says to stop."""
+        message = wire.decode(frames)
+        match message:
+            case wire.Stop():
+                return False
+            case wire.PeerJoined():
+                self._wires.connect(message)
+            case EncodeAsked() if len(frames) > 2:
+                width, height = msgspec.msgpack.decode(frames[2], type=tuple[int, int])
+                picture = Picture(message.content_hash, width, height, frames[3])
+                self._instance.deliver(message, picture=picture)
+            case _ if len(frames) > 2:
+                payload = self._wires.unpack(frames[2:])
+                if payload is not None:
+                    self._instance.deliver(message, payload)
+            case _:
+                self._instance.deliver(message)
+                if isinstance(message, PeerLost):
+                    self._wires.disconnect(message.peer)
+        return True
+
+    def _tell_status(self) -> None:
+        now = time.monotonic_ns()
+        if now - self._status_ns >= STATUS_NS:
+            status = self._scheduler.status()
+            if status != self._status:
+                self._wires.tell(status, ())
+                self._status = status
+            self._status_ns = now
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then stops its instances
+    settings = msgspec.json.decode(sys.argv[1], type=InstanceSettings)
+    began = time.monotonic_ns()
+    wires = Wires(settings)
+    try:
+        built = build(settings, wires, wires.wake)
+    except TierlineError as error:
+        print(error, file=sys.stderr)
+        return 2
+    limits = built.limits
+    ready = time.monotonic_ns() - began
+    wires.hello(
+        wire.Hello(
+            settings.name, os.getpid(), settings.roles, limits.blocks, limits.block_tokens, built.weights_bytes, ready
+        )
+    )
+    try:
+        Loop(wires, built).run()
+    finally:
+        built.instance.close()
+        wires.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What an instance process is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tierline.core.request import ALL_ROLES, Role
+
+Transfer = Literal["shm", "zmq"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSettings:
+    """`model`: what `engine.model.locate` takes; `dtype` of `engine.model.DTYPES`; `device` as torch names it. `kv_bytes` 0 =
+    chosen by the device's memory. `run_dir`: private folder of this server's sockets; `shm_dir`: of its transfers; `server`
+    and `endpoint`: where the serving scheduler and this instance listen. `threads` for computing. `pack`: weights in the
+    layout that is fastest on this CPU, a copy of this process's own; else they stay shared with all others."""
+
+    name: str
+    model: str
+    run_dir: str
+    shm_dir: str
+    server: str
+    endpoint: str
+    dtype: str = "bf16"
+    device: str = "cpu"
+    roles: Role = ALL_ROLES
+    batching: str = "sarathi"
+    transfer: Transfer = "shm"
+    threads: int = 1
+    pack: bool = True
+    kv_bytes: int = 0
+    block_tokens: int = 16
+    token_budget: int = 2048
+    sequence_limit: int = 256
+    pool_bytes: int = 256 * 1024 * 1024
+    context_tokens: int = 0
+    prefix_caching: bool = True
+    curve_secret: str = ""
+    curve_public: str = ""
