@@ -10,6 +10,8 @@ It has two lanes that never wait for each other: iterations (`RunStep` … `Step
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from tierline.core.batch_view import BatchPolicy, BatchView, Share
 from tierline.core.instance_actions import (
     Chunk,
@@ -31,6 +33,7 @@ from tierline.core.instance_events import (
     InstanceEvent,
     MoveAccepted,
     MoveAsked,
+    MoveCancelled,
     MoveOffered,
     MoveRefused,
     MoveTaken,
@@ -107,7 +110,7 @@ class InstanceScheduler:
             case EncodeEnded():
                 self._encoder.ended(event)
             case EmbeddingsArrived():
-                self._state.image_ready(event.content_hash, event.size_bytes)
+                self._encoder.arrived(event.content_hash, event.size_bytes)
             case EncodeFailed():
                 self._encoder.failed(event.content_hash, event.error)
             case StepEnded():
@@ -122,6 +125,8 @@ class InstanceScheduler:
                 self._moves.accepted(event)
             case MoveRefused():
                 self._moves.refused(event)
+            case MoveCancelled():
+                self._moves.cancelled(event)
             case RoundArrived():
                 self._moves.round_arrived(event)
             case RoundTaken():
@@ -147,6 +152,9 @@ class InstanceScheduler:
         if Role.PREFILL not in self._state.roles:
             self._state.out.append(TellReturned(request.request_id, request.made, "it may not prefill"))
             return
+        if not request.prompt:
+            self._state.out.append(TellTokens(request.request_id, 0, (), "error", reason="the prompt is empty"))
+            return
         if self._state.kv.needed(len(request.prompt) + len(request.made) + 1) > self._limits.blocks:
             reason = (
                 f"{len(request.prompt)} prompt tokens are more than the KV arena of {self._limits.blocks} blocks holds"
@@ -154,13 +162,12 @@ class InstanceScheduler:
             self._state.out.append(TellTokens(request.request_id, len(request.made), (), "error", reason=reason))
             return
         sequence = self._state.add(request, Phase.WAITING)
-        sequence.expected.update(event.expected)
         self._state.enqueue(sequence)
-        self._ask_for_images(sequence)
+        self._ask_for_images(sequence, {each for each in event.expected if not self._encoder.has_heard(each)})
 
-    def _ask_for_images(self, sequence: Sequence) -> None:
+    def _ask_for_images(self, sequence: Sequence, expected: Container[str] = ()) -> None:
         missing = self._state.want_images(sequence)
-        needed = [each for each in missing if each not in sequence.expected and not self._encoder.expects(each)]
+        needed = [each for each in missing if each not in expected and not self._encoder.expects(each)]
         if needed:
             self._state.out.append(TellImagesNeeded(sequence.request_id, tuple(needed)))
 
@@ -204,6 +211,7 @@ class InstanceScheduler:
     def _step_ended(self, event: StepEnded) -> None:
         assert event.step == self._step, f"step {event.step} ended, {self._step} was under way"
         chunks, self._chunks = self._chunks, ()
+        self._state.iteration_ended()
         sampled = dict(event.sampled)
         for chunk in chunks:
             sequence = self._state.sequences.get(chunk.request_id)
@@ -256,6 +264,8 @@ class InstanceScheduler:
             sequence = state.sequences.get(share.request_id)
             if sequence is None or share.tokens <= 0 or share.request_id in chunks:
                 continue
+            if len(chunks) == self._limits.sequence_limit:
+                break
             if sequence.phase is Phase.WAITING and not self._admit(sequence):
                 continue
             if sequence.phase is not Phase.RUNNING:
@@ -279,12 +289,16 @@ class InstanceScheduler:
         state.out.append(RunStep(self._step, self._chunks))
 
     def _admit(self, sequence: Sequence) -> bool:
-        if Role.PREFILL not in self._state.roles or len(self._state.running) >= self._limits.sequence_limit:
+        if Role.PREFILL not in self._state.roles or self._seats <= 0:
             return False
         if not self._state.admit(sequence):
             return False
-        self._ask_for_images(sequence)  # of the prefix it counted on, a part may have been given up since
+        self._ask_for_images(sequence)
         return True
+
+    @property
+    def _seats(self) -> int:
+        return self._limits.sequence_limit - len(self._state.running) - self._moves.arriving
 
     def _chunk(self, sequence: Sequence, share: Share, room: int, chunks: dict[str, Chunk]) -> Chunk | None:
         """The share within what is ready, what the budget leaves, and the blocks there are; preempts for a decode."""
@@ -325,6 +339,7 @@ class InstanceScheduler:
         state, block = self._state, self._limits.block_tokens
         waiting = []
         for sequence in state.queue[:VIEWED_WAITING] if Role.PREFILL in state.roles else ():
+            self._ask_for_images(sequence)  # of the prefix it counts on, a part may have been given up since
             found = state.prefix(sequence)
             needed = state.kv.needed(len(sequence.tokens)) - state.kv.held(found)
             waiting.append(sequence.view(state.pool, len(found) * block, needed))

@@ -10,6 +10,7 @@ from tierline.core.instance_events import EncodeAsked, EncodeEnded
 from tierline.schedulers.instance_state import InstanceState
 
 EVICTED = "its embeddings were given up and its pixels are not here"
+HEARD = 4096  # so many images are remembered of which word came
 
 
 class Encoder:
@@ -21,6 +22,7 @@ class Encoder:
         self._lost = lost
         self._queue: OrderedDict[str, list[str]] = OrderedDict()  # image -> whom to deliver to ("" = here)
         self._busy = ""
+        self._heard: OrderedDict[str, None] = OrderedDict()  # images that came or failed, also when nobody waited
         self.encoded = 0
 
     @property
@@ -33,6 +35,11 @@ class Encoder:
     def expects(self, content_hash: str) -> bool:
         """Whether the image is being encoded for this instance."""
         return "" in self._queue.get(content_hash, ())
+
+    def has_heard(self, content_hash: str) -> bool:
+        """Whether word of the image came: a request that expects it may be too late for it (word from an encoder can
+        overtake the request), so it is asked for again."""
+        return content_hash in self._heard
 
     def ask(self, event: EncodeAsked) -> None:
         to = "" if event.to == self._name else event.to
@@ -58,24 +65,34 @@ class Encoder:
                     self.failed(event.content_hash, event.error)
         else:
             self.encoded += 1
-            self._state.image_ready(event.content_hash, event.size_bytes)
-            self._deliver(event.content_hash, receivers)
+            self._deliver(event.content_hash, receivers)  # before a full pool gives it up
+            self.arrived(event.content_hash, event.size_bytes)
         self._next()
+
+    def arrived(self, content_hash: str, size_bytes: int) -> None:
+        """Embeddings are here."""
+        self._hear(content_hash)
+        self._state.image_ready(content_hash, size_bytes)
 
     def failed(self, content_hash: str, error: str) -> None:
         """An image that sequences here wait for will not come. Gone from a pool meanwhile: ask for it again."""
-        waiters = self._state.wanted.get(content_hash, {})
+        self._hear(content_hash)
         if error != EVICTED:
             self._lost(content_hash, error)
             return
-        for sequence in waiters.values():
-            sequence.expected.discard(content_hash)
+        for sequence in self._state.wanted.get(content_hash, {}).values():
             self._state.out.append(TellImagesNeeded(sequence.request_id, (content_hash,)))
 
     def forget_peer(self, peer: str) -> None:
         for receivers in self._queue.values():
             if peer in receivers:
                 receivers.remove(peer)
+
+    def _hear(self, content_hash: str) -> None:
+        self._heard[content_hash] = None
+        self._heard.move_to_end(content_hash)
+        if len(self._heard) > HEARD:
+            self._heard.popitem(last=False)
 
     def _deliver(self, content_hash: str, receivers: list[str]) -> None:
         self._state.out += [SendEmbeddings(content_hash, to) for to in receivers if to]

@@ -25,6 +25,7 @@ from tierline.core.instance_actions import (
 from tierline.core.instance_events import (
     MoveAccepted,
     MoveAsked,
+    MoveCancelled,
     MoveOffered,
     MoveRefused,
     MoveTaken,
@@ -58,6 +59,9 @@ class Moves:
         self._settle = settle
         self._leaving: dict[str, Leaving] = {}
         self._source: dict[str, str] = {}  # arriving attempt -> where from
+        self._unanswered: set[tuple[str, str]] = (
+            set()
+        )  # attempt, peer: given up, but the peer's answer is still to come
 
     @property
     def arriving(self) -> int:
@@ -69,15 +73,18 @@ class Moves:
         sequence = self._state.sequences.get(event.request_id)
         if sequence is None or event.request_id in self._leaving:
             return
-        if sequence.phase not in (Phase.RUNNING, Phase.HELD) or not sequence.output_tokens:
+        if sequence.phase not in (Phase.RUNNING, Phase.HELD) or not sequence.is_decoding:
             self._state.out.append(TellMoveFailed(event.request_id, event.to, "its prompt is not done"))
+            return
+        if (event.request_id, event.to) in self._unanswered:  # its answer would be taken for one to this offer
+            self._state.out.append(TellMoveFailed(event.request_id, event.to, "it has not answered an earlier offer"))
             return
         self._leaving[event.request_id] = Leaving(event.to)
         offered = replace(sequence.request, made=sequence.made)
         self._state.out.append(OfferMove(offered, event.to, sequence.computed))
 
     def accepted(self, event: MoveAccepted) -> None:
-        leaving = self._of(event.request_id, event.peer)
+        leaving = self._answered(event.request_id, event.peer)
         if leaving is None:
             self._state.out.append(CancelMove(event.request_id, event.peer))
             return
@@ -103,17 +110,17 @@ class Moves:
         self._state.out.append(send)
 
     def round_taken(self, event: RoundTaken) -> None:
-        leaving = self._of(event.request_id, event.peer)
+        leaving = self._answered(event.request_id, event.peer)
         if leaving is not None:
             leaving.sending, leaving.sent = False, event.until
             self.advance(self._state.sequences[event.request_id])
 
     def refused(self, event: MoveRefused) -> None:
-        if self._of(event.request_id, event.peer) is not None:
+        if self._answered(event.request_id, event.peer) is not None:
             self._fail(event.request_id, event.reason)
 
     def taken(self, event: MoveTaken) -> None:
-        if self._of(event.request_id, event.peer) is not None:
+        if self._answered(event.request_id, event.peer) is not None:
             del self._leaving[event.request_id]
             self._state.drop(self._state.sequences[event.request_id])
 
@@ -122,6 +129,8 @@ class Moves:
         leaving = self._leaving.pop(sequence.request_id, None)
         if leaving is not None:
             self._state.out.append(CancelMove(sequence.request_id, leaving.to))
+            if leaving.sending or not leaving.accepted:
+                self._unanswered.add((sequence.request_id, leaving.to))
         self._source.pop(sequence.request_id, None)
 
     def is_leaving(self, sequence: Sequence) -> bool:
@@ -159,6 +168,12 @@ class Moves:
             return "it has as many sequences as it may"
         return ""
 
+    def cancelled(self, event: MoveCancelled) -> None:
+        """The source has given up the move."""
+        if self._source.get(event.request_id) == event.source:
+            del self._source[event.request_id]
+            self._state.drop(self._state.sequences[event.request_id])
+
     def round_arrived(self, event: RoundArrived) -> None:
         state = self._state
         sequence = state.sequences.get(event.request_id)
@@ -186,13 +201,18 @@ class Moves:
     # --- both
 
     def peer_lost(self, peer: str) -> None:
+        self._unanswered = {each for each in self._unanswered if each[1] != peer}
         for request_id in [key for key, leaving in self._leaving.items() if leaving.to == peer]:
             self._fail(request_id, f"instance {peer} was lost")
         for request_id in [key for key, source in self._source.items() if source == peer]:
             del self._source[request_id]
             self._state.drop(self._state.sequences[request_id])
 
-    def _of(self, request_id: str, peer: str) -> Leaving | None:
+    def _answered(self, request_id: str, peer: str) -> Leaving | None:
+        """The move that a peer's answer is about, if it is still on. Offers and rounds have one answer each."""
+        if (request_id, peer) in self._unanswered:
+            self._unanswered.discard((request_id, peer))
+            return None
         leaving = self._leaving.get(request_id)
         return leaving if leaving is not None and leaving.to == peer else None
 

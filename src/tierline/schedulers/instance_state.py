@@ -40,6 +40,7 @@ class InstanceState:
     running: dict[str, Sequence] = field(default_factory=dict)
     queue: list[Sequence] = field(default_factory=list)
     wanted: dict[str, dict[str, Sequence]] = field(default_factory=dict)  # image without embeddings -> who waits for it
+    parked: list[int] = field(default_factory=list)  # blocks of sequences dropped in the iteration that writes them
     out: list[InstanceAction] = field(default_factory=list)
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -104,7 +105,10 @@ class InstanceState:
         if sequence.phase is Phase.WAITING:
             self.unqueue(sequence)
         self.running.pop(sequence.request_id, None)
-        self.kv.release(sequence.blocks)
+        if sequence.in_step:
+            self.parked += sequence.blocks
+        else:
+            self.kv.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence.registered = sequence.told_blocks = sequence.in_step = 0
         sequence.fresh = True
@@ -115,12 +119,14 @@ class InstanceState:
         for content_hash in sequence.using:
             self._given_up(self.pool.done(content_hash))
         for image in sequence.request.images:
-            waiters = self.wanted.get(image.content_hash, {})
-            waiters.pop(sequence.request_id, None)
-            if not waiters:
-                self.wanted.pop(image.content_hash, None)
+            self._no_longer_wants(sequence, image.content_hash)
         del self.sequences[sequence.request_id]
         self.out.append(DropSequence(sequence.request_id))
+
+    def iteration_ended(self) -> None:
+        """Nothing is written any more."""
+        self.kv.release(self.parked)
+        self.parked = []
 
     def preempt(self, sequence: Sequence) -> None:
         """Take all blocks; the sequence waits and is computed again, output tokens included."""
@@ -129,7 +135,8 @@ class InstanceState:
         self.enqueue(sequence)
 
     def want_images(self, sequence: Sequence) -> list[str]:
-        """Hold the images that the sequence needs and wait for those without embeddings; returns the latter."""
+        """Hold the images that the sequence needs and wait for those without embeddings; returns those of the latter that
+        it did not wait for before."""
         start = sequence.computed or len(self.prefix(sequence)) * self.limits.block_tokens
         missing: list[str] = []
         for content_hash in dict.fromkeys(image.content_hash for image in sequence.images_after(start)):
@@ -138,8 +145,8 @@ class InstanceState:
             if content_hash in self.pool:
                 self.pool.use(content_hash)
                 sequence.using.add(content_hash)
-            else:
-                self.wanted.setdefault(content_hash, {})[sequence.request_id] = sequence
+            elif sequence.request_id not in (waiters := self.wanted.setdefault(content_hash, {})):
+                waiters[sequence.request_id] = sequence
                 missing.append(content_hash)
         return missing
 
@@ -150,16 +157,18 @@ class InstanceState:
         gone = self.pool.put(content_hash, size_bytes, uses=len(waiters))
         for sequence in waiters.values():
             sequence.using.add(content_hash)
-            sequence.expected.discard(content_hash)
         if is_new:
             self.out.append(TellEmbeddings((content_hash,), ()))
         self._given_up(gone)
 
     def free_passed_images(self, sequence: Sequence) -> None:
-        """Let go of images that the sequence has computed past."""
-        if sequence.using:
-            ahead = {image.content_hash for image in sequence.images_after(sequence.computed)}
-            for content_hash in sequence.using - ahead:
+        """Let go of images that the sequence has computed past, and wait for them no more."""
+        ahead = {image.content_hash for image in sequence.images_after(sequence.computed)}
+        for content_hash in dict.fromkeys(image.content_hash for image in sequence.request.images):
+            if content_hash in ahead:
+                continue
+            self._no_longer_wants(sequence, content_hash)
+            if content_hash in sequence.using:
                 sequence.using.discard(content_hash)
                 self._given_up(self.pool.done(content_hash))
 
@@ -181,6 +190,12 @@ class InstanceState:
             for place in range(sequence.registered, full):
                 self.kv.register(sequence.blocks[place], keys[place])
             sequence.registered = full
+
+    def _no_longer_wants(self, sequence: Sequence, content_hash: str) -> None:
+        waiters = self.wanted.get(content_hash, {})
+        waiters.pop(sequence.request_id, None)
+        if not waiters:
+            self.wanted.pop(content_hash, None)
 
     def _given_up(self, hashes: tuple[str, ...]) -> None:
         if hashes:

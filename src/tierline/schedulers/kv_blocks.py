@@ -26,7 +26,7 @@ def block_key(parent: bytes, tokens: Sequence[int], images: Iterable[ImageSpan],
     digest.update(array("q", tokens).tobytes())
     for image in images:
         if image.start < first + len(tokens) and image.end > first:
-            digest.update(f"{image.content_hash}:{image.start - first}".encode())
+            digest.update(f"{image.content_hash}:{image.start - first};".encode())
     return digest.digest()
 
 

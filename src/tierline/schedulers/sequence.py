@@ -35,7 +35,6 @@ class Sequence:
     registered: int = 0  # so many full blocks the prefix pool knows
     keys: list[bytes] = field(default_factory=list)
     cached_tokens: int = 0
-    expected: set[str] = field(default_factory=set)
     using: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
