@@ -37,10 +37,10 @@ from tierline.core.instance_events import (
     EncodeFailed,
     InstanceEvent,
     MoveAccepted,
+    MoveCancelled,
     MoveOffered,
     MoveRefused,
     MoveTaken,
-    RequestCancelled,
     RoundArrived,
     RoundTaken,
     StepEnded,
@@ -198,7 +198,7 @@ class Instance:
                     action.request_id, self.name, action.first, action.until, action.made, action.final
                 )
             case CancelMove():
-                event = RequestCancelled(action.request_id)
+                event = MoveCancelled(action.request_id, self.name)
             case ConfirmRound():
                 event = RoundTaken(action.request_id, self.name, action.until)
             case ConfirmMove():

@@ -1,4 +1,4 @@
-"""The process of one instance: `python -m tierline.engine.process SETTINGS`, started by `backends/serving/torch.py`.
+"""The process of one instance, forked by `engine/forkserver.py`.
 
 One thread takes messages, runs iterations and sends what they gave; the encoder lane has a thread of its own. The process
 ends when its parent does.
@@ -7,7 +7,6 @@ ends when its parent does.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -137,13 +136,18 @@ class Loop:
 
     def run(self) -> None:
         while os.getppid() == self._parent:
-            for frames in self._wires.receive(0 if self._instance.has_step else IDLE_MS):
+            for frames in self._wires.receive(self._patience_ms()):
                 if not self._take(frames):
                     return
             self._instance.collect()
             self._instance.step()
             self._tell_status()
             self._wires.flush()
+
+    def _patience_ms(self) -> int:
+        if self._instance.has_step:
+            return 0
+        return STATUS_NS // 1_000_000 if self._status != self._scheduler.status() else IDLE_MS
 
     def _take(self, frames: list[bytes]) -> bool:
         """Handle one message; False when it says to stop."""
@@ -177,9 +181,8 @@ class Loop:
             self._status_ns = now
 
 
-def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then stops its instances
-    settings = msgspec.json.decode(sys.argv[1], type=InstanceSettings)
+def main(settings: InstanceSettings) -> int:
+    """Serve until told to stop; returns the exit code: 2 = it cannot be started as it was told to."""
     began = time.monotonic_ns()
     wires = Wires(settings)
     try:
@@ -187,11 +190,16 @@ def main() -> int:
     except TierlineError as error:
         print(error, file=sys.stderr)
         return 2
-    limits = built.limits
-    ready = time.monotonic_ns() - began
+    limits, ready = built.limits, time.monotonic_ns() - began
     wires.hello(
         wire.Hello(
-            settings.name, os.getpid(), settings.roles, limits.blocks, limits.block_tokens, built.weights_bytes, ready
+            name=settings.name,
+            pid=os.getpid(),
+            roles=settings.roles,
+            blocks=limits.blocks,
+            block_tokens=limits.block_tokens,
+            weights_bytes=built.weights_bytes,
+            start_ns=ready,
         )
     )
     try:
@@ -200,7 +208,3 @@ def main() -> int:
         built.instance.close()
         wires.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

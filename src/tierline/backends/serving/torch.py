@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ from tierline.core.serving_actions import (
     SetRoles,
 )
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
-from tierline.engine import wire
+from tierline.engine import forkserver, wire
 from tierline.engine.settings import InstanceSettings
 from tierline.engine.transfer import sweep
 
@@ -56,13 +57,15 @@ STOP_S = 10.0
 
 @dataclass(slots=True)
 class _Process:
+    slot: str
     settings: InstanceSettings
-    child: subprocess.Popen[bytes]
+    pid: int
     started_s: float
     socket: zmq.Socket[bytes]
     pause_s: float
     log: Path
     hello: wire.Hello | None = None
+    gone: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True)
@@ -120,8 +123,9 @@ class TorchInstances:
         self._lock = threading.Lock()  # of `_processes`
         self._closing = False
         self._generation = dict.fromkeys(templates, 0)
-        self._reader = threading.Thread(target=self._read, name="instances", daemon=True)
-        self._reader.start()
+        self._nursery = _forkserver()
+        threading.Thread(target=self._read, name="instances", daemon=True).start()
+        threading.Thread(target=self._watch, name="forkserver", daemon=True).start()
         for slot, settings in templates.items():
             self._start(slot, settings, FIRST_PAUSE_S)
 
@@ -134,7 +138,7 @@ class TorchInstances:
     def pids(self) -> dict[str, int]:
         """Process ids of the instances by name."""
         with self._lock:
-            return {name: process.child.pid for name, process in self._processes.items()}
+            return {name: process.pid for name, process in self._processes.items()}
 
     def hellos(self) -> dict[str, wire.Hello]:
         """What ready instances said of themselves."""
@@ -155,38 +159,62 @@ class TorchInstances:
             endpoint=f"ipc://{self._folders.run}/{name}.sock",
         )
         log = self._folders.run / f"{name}.log"
-        command = [sys.executable, "-P", "-m", "tierline.engine.process", msgspec.json.encode(settings).decode()]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
-        # Threads of several lanes and processes share the cores: one that waits must not spin on them.
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
-        with log.open("wb") as output:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         socket = self._context.socket(zmq.PUSH)
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.LINGER, 0)
         socket.connect(settings.endpoint)
+        process = _Process(slot, settings, 0, time.monotonic(), socket, pause_s, log)
         with self._lock:
-            self._processes[name] = _Process(settings, child, time.monotonic(), socket, pause_s, log)
-        threading.Thread(target=self._watch, args=(slot, name, child), name=f"watch {name}", daemon=True).start()
+            if self._closing:
+                socket.close()
+                return
+            self._processes[name] = process
+            order = msgspec.json.encode(forkserver.Order(settings, str(log)))
+            assert self._nursery.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has died: `_watch` begins another, with all instances
+                self._nursery.stdin.write(order + b"\n")
+                self._nursery.stdin.flush()
 
-    def _watch(self, slot: str, name: str, child: subprocess.Popen[bytes]) -> None:
-        code = child.wait()
+    def _watch(self) -> None:
+        """Read what the fork server says; when it dies all its instances die with it, and all begin anew."""
+        while True:
+            assert self._nursery.stdout is not None
+            for line in self._nursery.stdout:
+                report = msgspec.json.decode(line, type=forkserver.Report)
+                if report.started is not None:
+                    with self._lock:
+                        if process := self._processes.get(report.started.name):
+                            process.pid = report.started.pid
+                elif report.ended is not None:
+                    self._ended(report.ended.name, report.ended.status)
+            with self._lock:
+                if self._closing:
+                    return
+                lost = list(self._processes)
+                self._nursery = _forkserver()
+            for name in lost:
+                self._ended(name, -9)
+
+    def _ended(self, name: str, status: int) -> None:
         with self._lock:
-            process = self._processes.pop(name)
+            process = self._processes.pop(name, None)
+            if process is None:
+                return
+            process.gone.set()
             if self._closing:
                 return
         sweep(self._folders.shm, name)
         said = _last_line(process.log)
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        ended = f"signal {-status}" if status < 0 else f"exit code {status}"
         self._clock.post(InstanceLost(name, f"its process ended with {ended}" + (f": {said}" if said else "")))
-        if process.hello is None and code == 2:  # it cannot be started as it is told to
+        if process.hello is None and status == 2:  # it cannot be started as it is told to
             self._on_failed_start(said)
             return
         lived = time.monotonic() - process.started_s
         pause = FIRST_PAUSE_S if lived > STEADY_S else min(process.pause_s * 2, LONGEST_PAUSE_S)
-        time.sleep(pause)
-        if not self._closing:
-            self._start(slot, process.settings, pause)
+        timer = threading.Timer(pause, self._start, (process.slot, process.settings, pause))
+        timer.daemon = True
+        timer.start()
 
     def _read(self) -> None:
         with contextlib.suppress(zmq.ContextTerminated):
@@ -257,18 +285,25 @@ class TorchInstances:
         with self._lock:
             self._closing = True
             processes = list(self._processes.values())
-            for process in processes:
-                process.socket.send_multipart(wire.encode(wire.Stop()))
+        for process in processes:
+            process.socket.send_multipart(wire.encode(wire.Stop()))
         deadline = time.monotonic() + STOP_S
         for process in processes:
-            try:
-                process.child.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.child.kill()
-                process.child.wait()
+            if not process.gone.wait(max(0.0, deadline - time.monotonic())) and process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.close()
+        self._nursery.wait()
         self._context.destroy(linger=0)
-        self._reader.join()
         self._folders.remove()
+
+
+def _forkserver() -> subprocess.Popen[bytes]:
+    # Threads of several lanes and processes share the cores: one that waits must not spin on them.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-P", "-m", "tierline.engine.forkserver"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
 def _last_line(log: Path) -> str:

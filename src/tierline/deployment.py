@@ -1,0 +1,206 @@
+"""The composition root of the serving tier: what `tierline serve` was told -> instances, scheduler, generator."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tierline.core.errors import InvalidInput, MissingExtra
+from tierline.core.request import ALL_ROLES, Role
+from tierline.policies.batching import make_batching
+from tierline.policies.routing import make_routing
+
+if TYPE_CHECKING:
+    from tierline.backends.serving.generator import EngineGenerator
+    from tierline.core.serving_contracts import ModelText
+    from tierline.engine.settings import InstanceSettings
+
+MAX_INSTANCES = 64
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentOptions:
+    """What `tierline serve` can be told of its instances. `roles`: "" = every instance does all; else one group of letters
+    an instance (`E,P,D,D`), or groups with counts (`1E2P1D`). `device` "auto" = CUDA devices if there are any, one an
+    instance in turn, else the CPU; `dtype` "auto" = bf16. `threads` 0 = the cores divided over the instances. `pack` None =
+    pack weights for this CPU where there is one instance. Bytes: `kv_bytes` (0 = chosen), `pool_bytes`."""
+
+    model: str = "tiny-vlm"
+    instances: int = 0
+    roles: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    batching: str = "sarathi"
+    routing: str = "least_loaded"
+    transfer: str = "shm"
+    kv_bytes: int = 0
+    pool_bytes: int = 256 << 20
+    block_tokens: int = 16
+    token_budget: int = 2048
+    sequence_limit: int = 256
+    context_tokens: int = 0
+    queue_limit: int = 4096
+    prefix_caching: bool = True
+    pack: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput` for what cannot be."""
+        layout = parse_roles(self.roles, self.instances)
+        if len(layout) > MAX_INSTANCES:
+            raise InvalidInput(f"{len(layout)} instances: {MAX_INSTANCES} at most are allowed.")
+        together = Role(0)
+        for roles in layout:
+            together |= roles
+        if together != ALL_ROLES:
+            missing = (ALL_ROLES & ~together).letters
+            raise InvalidInput(
+                f"--roles {self.roles}: no instance may do {missing}; encode, prefill and decode are all needed."
+            )
+        for name in ("block_tokens", "token_budget", "sequence_limit", "queue_limit"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} {getattr(self, name)}: 1 or more is allowed.")
+        for name in ("kv_bytes", "pool_bytes", "threads", "context_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{name} {getattr(self, name)}: 0 or more is allowed.")
+        if self.transfer not in ("shm", "zmq"):
+            raise InvalidInput(f"--transfer {self.transfer}: shm (one host) or zmq is allowed.")
+        make_batching(self.batching)
+        make_routing(self.routing)
+
+
+def parse_roles(roles: str, instances: int) -> tuple[Role, ...]:
+    """One entry an instance. Raises `InvalidInput`.
+
+    >>> [each.letters for each in parse_roles("E,2PD", 0)]
+    ['E', 'PD', 'PD']
+    >>> [each.letters for each in parse_roles("1E1P1D", 0)]
+    ['E', 'P', 'D']
+    >>> len(parse_roles("", 3))
+    3
+    """
+    if instances < 0:
+        raise InvalidInput(f"--instances {instances}: 1 or more is allowed.")
+    if not roles:
+        return (ALL_ROLES,) * (instances or 1)
+    layout: list[Role] = []
+    for part in re.split(r"[,|]", roles.replace(" ", "")):
+        groups = re.findall(r"(\d*)([EPDepd]+)", part)
+        if "".join(count + letters for count, letters in groups) != part or not groups:
+            raise InvalidInput(
+                f"--roles '{roles}': groups of E, P and D are needed, as in 'E,P,D', '2EP,2D' or '1E2P1D'."
+            )
+        for count, letters in groups:
+            layout += [Role.parse(letters)] * (int(count) if count else 1)
+    if not layout or len(layout) > 10 * MAX_INSTANCES:
+        raise InvalidInput(f"--roles '{roles}': between 1 and {MAX_INSTANCES} instances are allowed.")
+    if instances and len(layout) == 1:
+        layout *= instances
+    if instances and instances != len(layout):
+        raise InvalidInput(f"--instances {instances} and --roles '{roles}' ({len(layout)} instances) do not agree.")
+    return tuple(layout)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512M`, `1.5G`, `1000000`. Raises `InvalidInput`.
+
+    >>> parse_size("1.5K")
+    1536
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InvalidInput(f"size '{text}': a number of bytes with K, M or G is needed, as in 512M.")
+    return int(float(match[1]) * SIZES[match[2].upper()])
+
+
+def need_serve_extra() -> None:
+    """Raises `MissingExtra` where what the engine needs is not installed."""
+    import importlib.util
+
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "zmq", "PIL")):
+        raise MissingExtra("serving a model", "serve")
+
+
+def devices_of(device: str, count: int) -> tuple[str, ...]:
+    """A device for each of `count` instances. Raises `InvalidInput`."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return ("cpu",) * count
+    if device == "cuda" and torch.cuda.is_available():
+        return tuple(f"cuda:{place % torch.cuda.device_count()}" for place in range(count))
+    if re.fullmatch(r"cuda:\d+", device) and torch.cuda.is_available() and int(device[5:]) < torch.cuda.device_count():
+        return (device,) * count
+    raise InvalidInput(
+        f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; auto or cpu is allowed."
+    )
+
+
+def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]:
+    """Settings of each instance by name, without addresses."""
+    from tierline.engine import model as models
+    from tierline.engine.settings import InstanceSettings
+
+    layout = parse_roles(options.roles, options.instances)
+    dtype = "bf16" if options.dtype == "auto" else options.dtype
+    if dtype not in models.DTYPES:
+        raise InvalidInput(f"--dtype {options.dtype}: auto, {', '.join(models.DTYPES)} are allowed.")
+    cores = len(os.sched_getaffinity(0))
+    threads = options.threads or max(1, cores // len(layout))
+    pack = options.pack if options.pack is not None else len(layout) == 1
+    return {
+        f"i{place}": InstanceSettings(
+            name=f"i{place}",
+            model=models.locate(options.model),
+            run_dir="",
+            shm_dir="",
+            server="",
+            endpoint="",
+            dtype=dtype,
+            device=device,
+            roles=roles,
+            batching=options.batching,
+            transfer="zmq" if options.transfer == "zmq" else "shm",
+            threads=threads,
+            pack=pack,
+            kv_bytes=options.kv_bytes,
+            block_tokens=options.block_tokens,
+            token_budget=options.token_budget,
+            sequence_limit=options.sequence_limit,
+            pool_bytes=options.pool_bytes,
+            context_tokens=options.context_tokens,
+            prefix_caching=options.prefix_caching,
+        )
+        for place, (roles, device) in enumerate(zip(layout, devices_of(options.device, len(layout)), strict=True))
+    }
+
+
+def build_generator(options: DeploymentOptions, on_failed_start: Callable[[str], None]) -> EngineGenerator:
+    """Start the instances; they join as they get ready. `on_failed_start` is told, from another thread, why an instance
+    cannot be started at all."""
+    from tierline.backends.serving.generator import EngineGenerator, Mailboxes
+    from tierline.backends.serving.torch import TorchInstances
+    from tierline.clock import WallClock
+    from tierline.runtime.driver import Driver
+    from tierline.schedulers.serving import ServingScheduler
+
+    clock, mailboxes = WallClock(), Mailboxes()
+    scheduler = ServingScheduler(make_routing(options.routing), options.queue_limit)
+    instances = TorchInstances(instance_settings(options), clock, mailboxes, on_failed_start)
+    return EngineGenerator(scheduler, instances, Driver(scheduler, instances, clock), mailboxes)
+
+
+def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:
+    """Tokenizer, chat template and image layout of the model."""
+    from tierline.engine.text import TransformersText
+
+    name = served_name or (options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name)
+    text: Any = TransformersText.open(options.model, name, options.context_tokens)
+    return text  # type: ignore[no-any-return]
