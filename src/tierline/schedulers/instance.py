@@ -100,6 +100,7 @@ class InstanceScheduler:
 
     def handle(self, now_ns: int, event: InstanceEvent) -> list[InstanceAction]:
         """What is to be done now that `event` has happened, in this order."""
+        self._state.now_ns = now_ns
         match event:
             case RequestQueued():
                 self._queued(event)

@@ -10,7 +10,7 @@ from tierline.core.instance_events import EncodeAsked, EncodeEnded
 from tierline.schedulers.instance_state import InstanceState
 
 EVICTED = "its embeddings were given up and its pixels are not here"
-HEARD = 4096  # so many images are remembered of which word came
+HEARD_NS = 10_000_000_000  # so long it is remembered that word of an image came
 
 
 class Encoder:
@@ -22,7 +22,9 @@ class Encoder:
         self._lost = lost
         self._queue: OrderedDict[str, list[str]] = OrderedDict()  # image -> whom to deliver to ("" = here)
         self._busy = ""
-        self._heard: OrderedDict[str, None] = OrderedDict()  # images that came or failed, also when nobody waited
+        self._heard: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # image that came or failed lately -> when, also unwaited for
         self.encoded = 0
 
     @property
@@ -37,9 +39,9 @@ class Encoder:
         return "" in self._queue.get(content_hash, ())
 
     def has_heard(self, content_hash: str) -> bool:
-        """Whether word of the image came: a request that expects it may be too late for it (word from an encoder can
-        overtake the request), so it is asked for again."""
-        return content_hash in self._heard
+        """Whether word of the image came lately: a request that expects it may be too late for it (word from an encoder
+        can overtake the request), so it is asked for again."""
+        return self._state.now_ns - self._heard.get(content_hash, -HEARD_NS - 1) <= HEARD_NS
 
     def ask(self, event: EncodeAsked) -> None:
         to = "" if event.to == self._name else event.to
@@ -89,9 +91,9 @@ class Encoder:
                 receivers.remove(peer)
 
     def _hear(self, content_hash: str) -> None:
-        self._heard[content_hash] = None
+        self._heard[content_hash] = self._state.now_ns
         self._heard.move_to_end(content_hash)
-        if len(self._heard) > HEARD:
+        while not self.has_heard(next(iter(self._heard))):
             self._heard.popitem(last=False)
 
     def _deliver(self, content_hash: str, receivers: list[str]) -> None:

@@ -42,6 +42,7 @@ class InstanceState:
     wanted: dict[str, dict[str, Sequence]] = field(default_factory=dict)  # image without embeddings -> who waits for it
     parked: list[int] = field(default_factory=list)  # blocks of sequences dropped in the iteration that writes them
     out: list[InstanceAction] = field(default_factory=list)
+    now_ns: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
