@@ -215,6 +215,13 @@ def test_a_prompt_is_computed_up_to_the_image_that_is_not_here_and_goes_on_when_
     assert chunks(actions) == [("a", 2, 5, True)]
 
 
+def test_many_that_wait_for_their_first_image_hold_up_nobody():
+    me = Instance()
+    for number in range(60):
+        me.queue(f"i{number}", [0] * 4, (image(0, name=f"x{number}"),), expected=(f"x{number}",))
+    assert chunks(me.queue("a", [1, 2], arrived_ns=1)) == [("a", 0, 2, True)]
+
+
 def test_an_image_that_is_expected_or_encoded_here_is_not_asked_for():
     me = Instance()
     assert not of(me.queue("a", [0] * 4, (image(0),), expected=("x",)), TellImagesNeeded)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from tierline.core.batch_view import BatchPolicy, BatchView, Share
+from tierline.core.batch_view import BatchPolicy, BatchView, SequenceView, Share
 from tierline.core.instance_actions import (
     Chunk,
     EncodeImage,
@@ -51,7 +51,8 @@ from tierline.schedulers.instance_moves import Moves
 from tierline.schedulers.instance_state import InstanceLimits, InstanceState
 from tierline.schedulers.sequence import Phase, Sequence
 
-VIEWED_WAITING = 32  # of the queue, a policy sees so many
+VIEWED_WAITING = 32  # of the queue, a policy sees so many that could begin,
+VIEWED_BARRED = 96  # and so many between them whose first image is not encoded: these hold up nobody
 
 
 class InstanceScheduler:
@@ -338,12 +339,16 @@ class InstanceScheduler:
 
     def _view(self, now_ns: int) -> BatchView:
         state, block = self._state, self._limits.block_tokens
-        waiting = []
-        for sequence in state.queue[:VIEWED_WAITING] if Role.PREFILL in state.roles else ():
+        waiting: list[SequenceView] = []
+        barred = 0
+        for sequence in state.queue if Role.PREFILL in state.roles else ():
+            if barred == VIEWED_BARRED or len(waiting) - barred == VIEWED_WAITING:
+                break
             self._ask_for_images(sequence)  # of the prefix it counts on, a part may have been given up since
             found = state.prefix(sequence)
             needed = state.kv.needed(len(sequence.tokens)) - state.kv.held(found)
             waiting.append(sequence.view(state.pool, len(found) * block, needed))
+            barred += not waiting[-1].ready_tokens
         return BatchView(
             now_ns=now_ns,
             running=tuple(each.view(state.pool, each.computed, 0) for each in state.running.values()),
