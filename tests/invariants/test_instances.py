@@ -20,7 +20,8 @@ from tierline.schedulers.instance_moves import Moves
 from tierline.schedulers.instance_state import InstanceLimits, InstanceState
 from tierline.schedulers.kv_blocks import KvBlocks
 from tierline.schedulers.sequence import Sequence
-from tierline.testing.instances import FakeCluster, FakeEngine
+from tierline.testing.fake_engine import FakeEngine
+from tierline.testing.instances import FakeCluster
 
 PLACEHOLDER = 1000
 IMAGES = {"a": 2, "b": 4, "c": 4, "d": 5}  # content hash -> tokens
