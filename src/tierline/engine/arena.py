@@ -8,7 +8,8 @@ import torch
 
 
 class KvArena:
-    """Keys and values, each [layers, blocks, block_tokens, kv_heads, head_dim]. Which block is whose is the scheduler's
+    """Keys and values, each [layers, kv_heads, blocks, block_tokens, head_dim]: a head's part of a block lies in one piece, so
+    that attention reads it as it is. Which block is whose is the scheduler's
     business (`schedulers/kv_blocks.py`)."""
 
     def __init__(
@@ -21,13 +22,13 @@ class KvArena:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, blocks, block_tokens, kv_heads, head_dim)
+        shape = (layers, kv_heads, blocks, block_tokens, head_dim)
         self.block_tokens = block_tokens
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        # By position in the arena, block * block_tokens + offset: [layers, positions, kv_heads, head_dim]. Views.
-        self.flat_keys = self.keys.view(layers, blocks * block_tokens, kv_heads, head_dim)
-        self.flat_values = self.values.view(layers, blocks * block_tokens, kv_heads, head_dim)
+        # By position in the arena, block * block_tokens + offset: [layers, kv_heads, positions, head_dim]. Views.
+        self.flat_keys = self.keys.view(layers, kv_heads, blocks * block_tokens, head_dim)
+        self.flat_values = self.values.view(layers, kv_heads, blocks * block_tokens, head_dim)
 
     @staticmethod
     def bytes_per_block(layers: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -35,18 +36,18 @@ class KvArena:
 
     def export(self, blocks: Sequence[int]) -> torch.Tensor:
         """A copy of these blocks in host memory: uint8, flat; `load` of an arena of the same shape takes it."""
-        index = torch.tensor(blocks, device=self.keys.device)
-        both = torch.stack((self.keys.index_select(1, index), self.values.index_select(1, index)))
+        index = torch.tensor(blocks, dtype=torch.long, device=self.keys.device)
+        both = torch.stack((self.keys.index_select(2, index), self.values.index_select(2, index)))
         return both.view(torch.uint8).reshape(-1).cpu()
 
     def load(self, blocks: Sequence[int], payload: torch.Tensor) -> None:
         """Put what `export` made into these blocks. `payload`: uint8, flat; raises `ValueError` where sizes differ."""
-        layers, _, block_tokens, kv_heads, head_dim = self.keys.shape
-        shape = (2, layers, len(blocks), block_tokens, kv_heads, head_dim)
-        expected = 2 * self.keys[:, :1].numel() * len(blocks) * self.keys.element_size()
+        layers, kv_heads, _, block_tokens, head_dim = self.keys.shape
+        shape = (2, layers, kv_heads, len(blocks), block_tokens, head_dim)
+        expected = 2 * self.keys[:, :, :1].numel() * len(blocks) * self.keys.element_size()
         if payload.numel() != expected:
             raise ValueError(f"{payload.numel()} bytes of KV arrived for {len(blocks)} blocks, which take {expected}")
-        index = torch.tensor(blocks, device=self.keys.device)
+        index = torch.tensor(blocks, dtype=torch.long, device=self.keys.device)
         both = payload.view(self.keys.dtype).view(shape).to(self.keys.device)
-        self.keys.index_copy_(1, index, both[0])
-        self.values.index_copy_(1, index, both[1])
+        self.keys.index_copy_(2, index, both[0])
+        self.values.index_copy_(2, index, both[1])

@@ -70,8 +70,8 @@ def paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = layout.arena.flat_keys[layer], layout.arena.flat_values[layer]
-    keys.index_copy_(0, layout.slots, key[0].transpose(0, 1))
-    values.index_copy_(0, layout.slots, value[0].transpose(0, 1))
+    keys.index_copy_(1, layout.slots, key[0])
+    values.index_copy_(1, layout.slots, value[0])
     heads, rows, head_dim = query.shape[1:]
     if layout.decodes == rows:
         return _decode(layout, layer, query[0], scaling).unsqueeze(0), None
@@ -83,8 +83,8 @@ def paged_attention(
         if chunk.mask is None:
             chunk_keys, chunk_values = key[:, :, chunk.first : last], value[:, :, chunk.first : last]
         else:
-            chunk_keys = keys.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
-            chunk_values = values.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
+            chunk_keys = keys.index_select(1, chunk.slots).unsqueeze(0)
+            chunk_values = values.index_select(1, chunk.slots).unsqueeze(0)
         attended = scaled_dot_product_attention(
             query[:, :, chunk.first : last],
             chunk_keys,
@@ -99,14 +99,16 @@ def paged_attention(
 
 
 def _decode(layout: StepLayout, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """One query a sequence, [heads, decodes, head_dim] -> [decodes, heads, head_dim]."""
+    """One query a sequence, [heads, decodes, head_dim] -> [decodes, heads, head_dim].
+
+    The query heads that share a head of keys stand as its rows, so keys and values are read once for all of them.
+    """
     decodes, most = layout.blocks.shape
-    index = layout.blocks.view(-1)
-    block_tokens, kv_heads, head_dim = layout.arena.keys.shape[2:]
-    shape = (decodes, most * block_tokens, kv_heads, head_dim)
-    keys = layout.arena.keys[layer].index_select(0, index).view(shape).transpose(1, 2)
-    values = layout.arena.values[layer].index_select(0, index).view(shape).transpose(1, 2)
-    attended = scaled_dot_product_attention(
-        query.transpose(0, 1).unsqueeze(2), keys, values, attn_mask=layout.decode_mask, scale=scaling, enable_gqa=True
-    )
-    return attended.squeeze(2)
+    heads, _, head_dim = query.shape
+    kv_heads, block_tokens = layout.arena.keys.shape[1], layout.arena.block_tokens
+    index, shape = layout.blocks.view(-1), (kv_heads, decodes, most * block_tokens, head_dim)
+    keys = layout.arena.keys[layer].index_select(1, index).view(shape).transpose(0, 1)
+    values = layout.arena.values[layer].index_select(1, index).view(shape).transpose(0, 1)
+    grouped = query.reshape(kv_heads, heads // kv_heads, decodes, head_dim).permute(2, 0, 1, 3)
+    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=layout.decode_mask, scale=scaling)
+    return attended.reshape(decodes, heads, head_dim)

@@ -13,6 +13,7 @@ from tierline.engine.arena import KvArena
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Instance, Port
+from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
 from tierline.policies.batching import make_batching
@@ -44,6 +45,8 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     arena = KvArena(kv.layers, limits.blocks, limits.block_tokens, kv.kv_heads, kv.head_dim, dtype, device)
     embeddings: dict[str, torch.Tensor] = {}
     runner = ModelRunner(family, arena, sorted(limits.end_tokens), embeddings)
+    if settings.pack and can_pack(dtype, device):
+        runner.pack()
     scheduler = InstanceScheduler(settings.name, limits, make_batching(settings.batching), settings.roles)
     lane = EncoderLane(family, wake)
     instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port)

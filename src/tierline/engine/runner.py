@@ -13,6 +13,7 @@ from tierline.engine import attention
 from tierline.engine.arena import KvArena
 from tierline.engine.attention import PromptChunk, StepLayout
 from tierline.engine.families.text import Positions, TextFamily
+from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
 
 
@@ -53,6 +54,7 @@ class ModelRunner:
         self._end_tokens = tuple(end_tokens)
         self._embeddings = embeddings
         self._sequences: dict[str, _Sequence] = {}
+        self._head = family.head
         self._device = family.embedding.weight.device
         self._dtype = family.embedding.weight.dtype
 
@@ -61,6 +63,11 @@ class ModelRunner:
         """[vocabulary, hidden], on the model's device and in its type."""
         weight: torch.Tensor = self._family.embedding.weight
         return weight
+
+    def pack(self) -> None:
+        """Bring the weights into the layout that is fastest on this CPU (`packing.py`)."""
+        pack(self._family.backbone)
+        self._head = pack_head(self._family.head)
 
     def add(self, request: Request) -> None:
         sampling = request.sampling
@@ -93,7 +100,7 @@ class ModelRunner:
                 ends.append(row - 1)
         if not ends:
             return []
-        logits = self._family.head(hidden[torch.tensor(ends, device=self._device)])
+        logits = self._head(hidden[torch.tensor(ends, device=self._device)])
         drawing = [chunk.request_id for chunk in chunks if chunk.samples]
         rows = []
         for request_id in drawing:

@@ -39,20 +39,26 @@ def is_plain(row: Row) -> bool:
 def draw(logits: torch.Tensor, rows: Sequence[Row]) -> tuple[list[int], list[TokenLogprob | None]]:
     """One token a row of `logits` [rows, vocabulary], and its log-probabilities where they are asked for."""
     if all(is_plain(row) for row in rows):
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
+        tokens: list[int] = _likeliest(logits)
         return tokens, [None] * len(rows)
     logits = logits.float()
     raw = logits
     logits = logits.clone()
     for place, row in enumerate(rows):
         _penalise(logits[place], row)
-    tokens = logits.argmax(dim=-1).tolist()
+    tokens = _likeliest(logits)
     sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
     if sampled:
         drawn = _sample(logits[sampled], [rows[place] for place in sampled])
         for place, token in zip(sampled, drawn, strict=True):
             tokens[place] = token
     return tokens, [_logprob(raw[place], tokens[place], row.sampling.logprobs) for place, row in enumerate(rows)]
+
+
+def _likeliest(logits: torch.Tensor) -> list[int]:
+    # On a CPU `max` is several times faster than `argmax` for bf16.
+    tokens: list[int] = logits.max(dim=-1).indices.tolist()
+    return tokens
 
 
 def _penalise(logits: torch.Tensor, row: Row) -> None:
