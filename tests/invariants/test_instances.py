@@ -178,7 +178,7 @@ class Instances(RuleBasedStateMachine):
 
 
 Instances.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
