@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tierline.core.errors import InvalidInput, MissingExtra
 from tierline.core.request import ALL_ROLES, Role
@@ -51,7 +51,7 @@ class DeploymentOptions:
 
     def __post_init__(self) -> None:
         """Raises `InvalidInput` for what cannot be."""
-        layout = parse_roles(self.roles, self.instances)
+        layout = self.layout
         if len(layout) > MAX_INSTANCES:
             raise InvalidInput(f"{len(layout)} instances: {MAX_INSTANCES} at most are allowed.")
         together = Role(0)
@@ -72,6 +72,11 @@ class DeploymentOptions:
             raise InvalidInput(f"--transfer {self.transfer}: shm (one host) or zmq is allowed.")
         make_batching(self.batching)
         make_routing(self.routing)
+
+    @property
+    def layout(self) -> tuple[Role, ...]:
+        """The roles of each instance."""
+        return parse_roles(self.roles, self.instances)
 
 
 def parse_roles(roles: str, instances: int) -> tuple[Role, ...]:
@@ -148,7 +153,7 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
     from tierline.engine import model as models
     from tierline.engine.settings import InstanceSettings
 
-    layout = parse_roles(options.roles, options.instances)
+    layout = options.layout
     dtype = "bf16" if options.dtype == "auto" else options.dtype
     if dtype not in models.DTYPES:
         raise InvalidInput(f"--dtype {options.dtype}: auto, {', '.join(models.DTYPES)} are allowed.")
@@ -198,9 +203,26 @@ def build_generator(options: DeploymentOptions, on_failed_start: Callable[[str],
 
 
 def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:
-    """Tokenizer, chat template and image layout of the model."""
+    """Tokenizer, chat template and image layout of the model. Raises `InvalidInput` where it cannot be opened."""
+    import torch
+
+    from tierline.core.request import ServedModel
+    from tierline.engine import model as models
+    from tierline.engine.build import limits_of
+    from tierline.engine.families import image_layout_of
     from tierline.engine.text import TransformersText
 
-    name = served_name or (options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name)
-    text: Any = TransformersText.open(options.model, name, options.context_tokens)
-    return text  # type: ignore[no-any-return]
+    config, folder = models.read_config(options.model), models.locate(options.model)
+    settings = next(iter(instance_settings(options).values()))
+    limits = limits_of(settings, config, models.DTYPES[settings.dtype], torch.device("cpu"))
+    layout = image_layout_of(config, folder)
+    model = ServedModel(
+        name=served_name or (Path(folder).resolve().name if Path(options.model).is_dir() else options.model),
+        context_tokens=limits.context_tokens,
+        takes_images=layout is not None,
+        vocabulary=config.get_text_config().vocab_size,
+        end_tokens=tuple(sorted(limits.end_tokens)),
+    )
+    return TransformersText(
+        folder, model, placeholder=config.image_token_id if layout is not None else None, layout=layout
+    )

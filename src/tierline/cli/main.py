@@ -25,6 +25,7 @@ from tierline.cli import (
     policies,
     ps,
     replay,
+    serve,
     simulate,
     stop,
     submit,
@@ -71,8 +72,8 @@ def _root(
 
 
 MODULES = (
-    up, submit, sweep, ps, why, logs, stop, hold, top, run_command, kernels, calibrate, policies, simulate, data, replay,
-    doctor,
+    up, submit, sweep, ps, why, logs, stop, hold, top, serve, run_command, kernels, calibrate, policies, simulate, data,
+    replay, doctor,
 )  # fmt: skip
 for module in MODULES:
     module.register(app)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from tierline.core.actions import Action
 from tierline.core.events import Event
 from tierline.core.views import ClusterView, Plan
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -77,6 +79,18 @@ class Journal(Protocol):
     def append(self, entries: Sequence[tuple[int, Event, Sequence[Action]]]) -> None:
         """Record (time_ns, event, actions), durable on return. Called before any action is carried out."""
         ...
+
+
+class Loop(Protocol):
+    """The one loop (`runtime/driver.py`), for who puts events in and asks questions from other threads."""
+
+    def run(self) -> None: ...
+
+    def submit(self, events: Sequence[Event]) -> None: ...
+
+    def query(self, question: Callable[[], T]) -> T: ...
+
+    def close(self, sentence: str) -> None: ...
 
 
 EventSink = Callable[[Event], None]

@@ -8,9 +8,8 @@ import torch
 
 
 class KvArena:
-    """Keys and values, each [layers, kv_heads, blocks, block_tokens, head_dim]: a head's part of a block lies in one piece, so
-    that attention reads it as it is. Which block is whose is the scheduler's
-    business (`schedulers/kv_blocks.py`)."""
+    """Keys and values, each [layers, kv_heads, blocks, block_tokens, head_dim]: a head's part of a block lies in one piece,
+    so that attention reads it as it is. Which block is whose is the scheduler's business (`schedulers/kv_blocks.py`)."""
 
     def __init__(
         self,

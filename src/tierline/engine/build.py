@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,6 @@ from tierline.core.errors import InvalidInput
 from tierline.engine import model as models
 from tierline.engine.arena import KvArena
 from tierline.engine.encoder import EncoderLane
-from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Instance, Port
 from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
@@ -40,7 +40,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     torch.set_num_threads(settings.threads)
     family = models.load(settings.model, dtype, device)
     weights = sum(parameter.nbytes for parameter in family.model.parameters())
-    limits = limits_of(settings, family, dtype, device)
+    limits = limits_of(settings, family.config, dtype, device)
     kv = models.kv_shape(family.config)
     arena = KvArena(kv.layers, limits.blocks, limits.block_tokens, kv.kv_heads, kv.head_dim, dtype, device)
     embeddings: dict[str, torch.Tensor] = {}
@@ -53,13 +53,11 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     return Built(instance, scheduler, limits, weights)
 
 
-def limits_of(
-    settings: InstanceSettings, family: TextFamily, dtype: torch.dtype, device: torch.device
-) -> InstanceLimits:
-    """Limits within the device's memory. Raises `InvalidInput` where not even one block fits."""
-    kv = models.kv_shape(family.config)
+def limits_of(settings: InstanceSettings, config: Any, dtype: torch.dtype, device: torch.device) -> InstanceLimits:
+    """Limits within the device's memory. Raises `InvalidInput` where not even two blocks fit."""
+    kv = models.kv_shape(config)
     block_bytes = KvArena.bytes_per_block(kv.layers, settings.block_tokens, kv.kv_heads, kv.head_dim, dtype)
-    context = models.context_tokens(family.config)
+    context = models.context_tokens(config)
     if settings.context_tokens:
         context = min(context, settings.context_tokens)
     budget = settings.kv_bytes
@@ -76,7 +74,7 @@ def limits_of(
         token_budget=settings.token_budget,
         sequence_limit=settings.sequence_limit,
         pool_bytes=settings.pool_bytes,
-        context_tokens=context,
-        end_tokens=frozenset(models.end_tokens(settings.model, family.config)),
+        context_tokens=min(context, blocks * settings.block_tokens),
+        end_tokens=frozenset(models.end_tokens(settings.model, config)),
         prefix_caching=settings.prefix_caching,
     )

@@ -20,7 +20,8 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this PyTorch and this processor have what packing needs."""
-    if dtype is not torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    mkldnn: Any = torch.backends.mkldnn
+    if dtype is not torch.bfloat16 or device.type != "cpu" or not mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
@@ -33,9 +34,9 @@ def pack(backbone: nn.Module) -> None:
     for module in list(backbone.modules()):
         for names in SIBLINGS:
             linears = [getattr(module, name, None) for name in names]
-            if all(isinstance(each, nn.Linear) for each in linears):
-                if len({each.bias is None for each in linears if each is not None}) == 1:
-                    _join(module, names)
+            plain = [each for each in linears if isinstance(each, nn.Linear)]
+            if len(plain) == len(names) and len({each.bias is None for each in plain}) == 1:
+                _join(module, names)
     for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

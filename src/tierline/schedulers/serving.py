@@ -116,10 +116,10 @@ class ServingScheduler:
                 self._abandon(event.request_id)
             case InstanceJoined():
                 self._servers[event.name] = Server(event.name, event.roles, event.roles)
-                self._keep_stages()
+                self._give_back_stages(now_ns)
                 self._retry()
             case InstanceLost():
-                self._lost(event.name)
+                self._lost(event.name, now_ns)
             case InstanceSaid():
                 if event.name in self._servers:
                     self._said(now_ns, self._servers[event.name], event.message, event.logprobs)
@@ -137,10 +137,11 @@ class ServingScheduler:
             case TellTokens():
                 self._tokens(server, message, logprobs)
             case TellPrefilled():
-                if (live := self._current(server, message.request_id)) and not live.moving_to:
+                if live := self._current(server, message.request_id):
                     self._past_prompt(server, live)
                     live.held = True
-                    self._find_decoder(live)
+                    if not live.moving_to:
+                        self._find_decoder(live)
             case TellImagesNeeded():
                 if live := self._current(server, message.request_id):
                     self._images.forget(server.name, message.hashes)
@@ -168,9 +169,12 @@ class ServingScheduler:
     # --- requests
 
     def _current(self, server: Server, attempt: str) -> Live | None:
-        """The live request whose current attempt is this one at this server; others there are called off."""
+        """The live request whose current attempt is this one at this server; an attempt that is over is called off."""
         live = self._live.get(attempt.rpartition("#")[0])
-        return live if live is not None and live.attempt == attempt and live.owner == server.name else None
+        if live is None or live.attempt != attempt:
+            self._out.append(CancelAttempt(server.name, attempt))
+            return None
+        return live if live.owner == server.name else None
 
     def _dispatch(self, live: Live, reason: str) -> None:
         """Send a request to prefill somewhere, its images first to encoders."""
@@ -180,7 +184,8 @@ class ServingScheduler:
             return
         attempt = live.next_attempt()
         live.owner = server.name
-        server.prefill_tokens += live.work_tokens
+        live.charged_tokens = len(attempt.prompt) + len(attempt.made)
+        server.prefill_tokens += live.charged_tokens
         hashes = tuple(dict.fromkeys(image.content_hash for image in live.request.images))
         actions, expected, lacking = self._images.dispatch(live, server.name, hashes)
         if lacking:
@@ -203,14 +208,21 @@ class ServingScheduler:
         self._out.append(AskPixels(live.request_id, lacking))
 
     def _tokens(self, server: Server, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> None:
-        live = self._current(server, message.request_id)
-        if live is None:
+        """Tokens of a moving attempt come from two instances; they are told in the order of their places."""
+        live = self._live.get(message.request_id.rpartition("#")[0])
+        if live is None or live.attempt != message.request_id:
+            if not message.finish:
+                self._out.append(CancelAttempt(server.name, message.request_id))
             return
-        assert message.first == len(live.told), (
-            f"{live.attempt}: token {message.first} told, {len(live.told)} were known"
-        )
-        if message.tokens and not live.prefilled:
+        if live.owner == server.name and message.tokens:
             self._past_prompt(server, live)
+        live.early[message.first] = (message, logprobs)
+        while len(live.told) in live.early:
+            if self._tell(live, *live.early.pop(len(live.told))):
+                break
+
+    def _tell(self, live: Live, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> bool:
+        """Tell the client; whether that was the end."""
         live.told += message.tokens
         made = TokensMade(
             request_id=live.request_id,
@@ -225,11 +237,12 @@ class ServingScheduler:
         if message.finish:
             self._forget(live)
             self._retry()
+        return message.finish is not None
 
     def _past_prompt(self, server: Server, live: Live) -> None:
         if not live.prefilled:
             live.prefilled = True
-            server.prefill_tokens -= live.work_tokens
+            server.prefill_tokens -= live.charged_tokens
             server.decoding += 1
 
     def _leave(self, live: Live) -> None:
@@ -239,7 +252,7 @@ class ServingScheduler:
             if live.prefilled:
                 server.decoding -= 1
             else:
-                server.prefill_tokens -= live.work_tokens
+                server.prefill_tokens -= live.charged_tokens
         target = self._servers.get(live.moving_to)
         if target is not None:
             target.decoding -= 1
@@ -340,12 +353,12 @@ class ServingScheduler:
             return able[0]
         return self._servers[self._routing.choose(role, tuple(server.view() for server in able), live.request)]
 
-    def _lost(self, name: str) -> None:
+    def _lost(self, name: str, now_ns: int) -> None:
         if self._servers.pop(name, None) is None:
             return
         self.counts["instances_lost"] += 1
         self._out += [NotifyLost(other, name) for other in self._servers]
-        self._keep_stages()
+        self._take_over_stages(now_ns)
         for live in list(self._live.values()):
             if live.owner == name:
                 target = live.moving_to
@@ -362,7 +375,10 @@ class ServingScheduler:
                 else:
                     self._dispatch(live, f"{name} was lost")
             elif live.moving_to == name:
-                self._undo_move(live, name)
+                # It may have taken the attempt over already, and its word of that died with it.
+                self._out.append(CancelAttempt(live.owner, live.attempt))
+                self._leave(live)
+                self._dispatch(live, f"{name} was lost while the request moved there")
         actions, lacking = self._images.instance_lost(name)
         self._out += actions
         for request_id, hashes in lacking.items():
@@ -387,19 +403,23 @@ class ServingScheduler:
         self._set_roles(server, event.roles, "asked for", now_ns)
         self._retry()
 
-    def _set_roles(self, server: Server, roles: Role, reason: str, now_ns: int = 0) -> None:
+    def _set_roles(self, server: Server, roles: Role, reason: str, now_ns: int) -> None:
         if server.roles != roles:
             server.roles = roles
             server.asked_ns = now_ns
             self._out.append(SetRoles(server.name, roles, reason))
 
-    def _keep_stages(self) -> None:
-        """Every stage is done by somebody: while an instance is lost, another takes its stage over, and gives it back."""
+    def _take_over_stages(self, now_ns: int) -> None:
+        """An instance is lost: every stage is still done by somebody."""
+        for role in (Role.ENCODE, Role.PREFILL, Role.DECODE):
+            if self._servers and not any(role in server.roles for server in self._servers.values()):
+                server = min(self._servers.values(), key=lambda each: (each.prefill_tokens, each.decoding))
+                self._set_roles(server, server.roles | role, f"no other instance may do {role.letters}", now_ns)
+
+    def _give_back_stages(self, now_ns: int) -> None:
+        """An instance has joined: what others took over and it may do is its own again."""
         for role in (Role.ENCODE, Role.PREFILL, Role.DECODE):
             if any(role in server.configured for server in self._servers.values()):
                 for server in self._servers.values():
                     if role in server.roles and role not in server.configured:
-                        self._set_roles(server, server.roles & ~role, "the stage has its own instance again")
-            elif self._servers and not any(role in server.roles for server in self._servers.values()):
-                server = min(self._servers.values(), key=lambda each: (each.prefill_tokens, each.decoding))
-                self._set_roles(server, server.roles | role, f"no other instance may do {role.letters}")
+                        self._set_roles(server, server.roles & ~role, "the stage has its own instance again", now_ns)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from tierline.core.instance_actions import TellStatus
-from tierline.core.request import Request, Role
+from tierline.core.instance_actions import TellStatus, TellTokens
+from tierline.core.request import Request, Role, TokenLogprob
 from tierline.core.routing_view import InstanceView
 
 
@@ -14,7 +14,8 @@ class Live:
     """A request that is not finished. Its current attempt is at `owner` ("" = nowhere: no instance may do its next stage).
 
     `told`: output tokens the client knows. `prefilled`: the attempt is past its prompt. `held`: it waits to be moved;
-    `moving_to`: a move was asked for and has not ended.
+    `moving_to`: a move was asked for and has not ended. `early`: words of tokens that came before those of earlier ones, as
+    they may when an attempt moves from one instance to another.
     """
 
     request: Request
@@ -22,11 +23,13 @@ class Live:
     told: list[int]
     attempts: int = 0
     losses: int = 0  # of its attempts so many ended with their instance
+    charged_tokens: int = 0  # what its owner's `prefill_tokens` counts for it
     owner: str = ""
     prefilled: bool = False
     held: bool = False
     moving_to: str = ""
     refused_by: set[str] = field(default_factory=set)
+    early: dict[int, tuple[TellTokens, tuple[TokenLogprob, ...]]] = field(default_factory=dict)
 
     @property
     def request_id(self) -> str:
@@ -36,16 +39,12 @@ class Live:
     def attempt(self) -> str:
         return f"{self.request_id}#{self.attempts}"
 
-    @property
-    def work_tokens(self) -> int:
-        """Positions that the attempt has to prefill."""
-        return len(self.request.prompt) + len(self.told)
-
     def next_attempt(self) -> Request:
         """The request as the next instance gets it."""
         self.attempts += 1
         self.owner, self.prefilled, self.held, self.moving_to = "", False, False, ""
         self.refused_by.clear()
+        self.early.clear()
         return replace(self.request, request_id=self.attempt, made=tuple(self.told))
 
 

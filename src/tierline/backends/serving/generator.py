@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tierline.backends.serving.torch import TorchInstances
+from tierline.core.contracts import Loop
 from tierline.core.errors import PixelsNeeded, RequestLost, TierlineError
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
 from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked
-from tierline.runtime.driver import Driver
 from tierline.schedulers.serving import ServingScheduler
 
 
@@ -64,7 +64,7 @@ class EngineGenerator:
     """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop."""
 
     def __init__(
-        self, scheduler: ServingScheduler, instances: TorchInstances, driver: Driver, mailboxes: Mailboxes
+        self, scheduler: ServingScheduler, instances: TorchInstances, driver: Loop, mailboxes: Mailboxes
     ) -> None:
         self._scheduler = scheduler
         self._instances = instances

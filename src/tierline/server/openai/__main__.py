@@ -1,0 +1,86 @@
+"""The process of `tierline serve`: `python -m tierline.server.openai ORDER`, an `Order` as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+from fastapi import FastAPI
+
+from tierline.core.errors import TierlineError
+from tierline.deployment import DeploymentOptions, build_generator, build_text, need_serve_extra
+from tierline.server.openai.app import create_app
+from tierline.server.openai.options import FrontOptions
+from tierline.server.openai.run import check_listen, run
+
+EXIT_BAD_INPUT = 2
+POLL_S = 0.05
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to serve and where. `served_name` "" = the model's own."""
+
+    deployment: DeploymentOptions
+    front: FrontOptions
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_name: str = ""
+
+
+def main(order: Order) -> int:
+    need_serve_extra()
+    check_listen(order.host, order.front)
+    began = time.monotonic()
+    failures: list[str] = []
+    failed = threading.Event()
+
+    def failed_start(sentence: str) -> None:
+        failures.append(sentence)
+        failed.set()
+
+    generator = build_generator(order.deployment, failed_start)
+    try:
+        text = build_text(order.deployment, order.served_name)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            del app
+            task = asyncio.create_task(_announce())
+            try:
+                yield
+            finally:
+                task.cancel()
+
+        async def _announce() -> None:
+            """Say when all instances are there, or why one never will be."""
+            wanted = len(order.deployment.layout)
+            while len(generator.status()["instances"]) < wanted and not failed.is_set():
+                await asyncio.sleep(POLL_S)
+            if failed.is_set():
+                print(f"tierline: an instance cannot be started: {failures[0]}", file=sys.stderr, flush=True)
+                os._exit(EXIT_BAD_INPUT)
+            print(f"Ready after {time.monotonic() - began:.1f} s: {wanted} instances of {text.model.name}.", flush=True)
+
+        def started(host: str, port: int) -> None:
+            shown = f"[{host}]" if ":" in host else host
+            print(f"Listening on http://{shown}:{port}", flush=True)
+
+        app = create_app(text, generator, order.front, lifespan=lifespan)
+        run(app, order.host, order.port, started=started)
+    finally:
+        generator.close()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(msgspec.json.decode(sys.argv[1], type=Order)))
+    except TierlineError as error:
+        print(f"tierline: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
