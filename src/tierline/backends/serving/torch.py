@@ -124,7 +124,8 @@ class TorchInstances:
         self._closing = False
         self._generation = dict.fromkeys(templates, 0)
         self._nursery = _forkserver()
-        threading.Thread(target=self._read, name="instances", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="instances", daemon=True)
+        self._reader.start()
         threading.Thread(target=self._watch, name="forkserver", daemon=True).start()
         for slot, settings in templates.items():
             self._start(slot, settings, FIRST_PAUSE_S)
@@ -217,14 +218,12 @@ class TorchInstances:
         timer.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                message = wire.decode(self._inbox.recv_multipart())
-                if isinstance(message, wire.Hello):
-                    self._joined(message)
-                elif isinstance(message, wire.Tells):
-                    for said, logprobs in wire.unpack_tells(message):
-                        self._clock.post(InstanceSaid(message.name, said, logprobs))
+        while not isinstance(message := wire.decode(self._inbox.recv_multipart()), wire.Stop):
+            if isinstance(message, wire.Hello):
+                self._joined(message)
+            elif isinstance(message, wire.Tells):
+                for said, logprobs in wire.unpack_tells(message):
+                    self._clock.post(InstanceSaid(message.name, said, logprobs))
 
     def _joined(self, hello: wire.Hello) -> None:
         with self._lock:
@@ -295,6 +294,10 @@ class TorchInstances:
         assert self._nursery.stdin is not None
         self._nursery.stdin.close()
         self._nursery.wait()
+        to_reader = self._context.socket(zmq.PUSH)
+        to_reader.connect(self._address)
+        to_reader.send_multipart(wire.encode(wire.Stop()))
+        self._reader.join()
         self._context.destroy(linger=0)
         self._folders.remove()
 
