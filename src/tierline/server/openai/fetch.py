@@ -155,6 +155,8 @@ class Fetcher:
     def _check(self, url: httpx.URL) -> None:
         if url.scheme not in ("http", "https") or not url.host:
             raise _NotPublic("only http and https are fetched")
+        if url.port is not None and not 0 < url.port < 65536:
+            raise _NotPublic("its port is none")
         if url.userinfo:
             raise _NotPublic("a URL with a user name is not fetched")
         if self._limits.hosts and url.host not in self._limits.hosts:

@@ -24,6 +24,8 @@ class Front:
         self.draining = False
         self.drain_left_s = 0.0
         self.watches: set[Watch] = set()
+        self.end: Callable[[], None] = lambda: None
+        """Ends the server as a signal would; set while one runs, callable from any thread."""
 
     def drain(self, left_s: float) -> None:
         """From now on new requests are refused, and /health says so."""

@@ -45,8 +45,16 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.drain)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        self._loop = loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            loop.call_soon_threadsafe(self.drain)
+
+        self._front.end = end
+        try:
+            await super().serve(sockets)
+        finally:
+            self._front.end = lambda: None
 
     def drain(self) -> None:
         """Begin the end. On the event loop."""
