@@ -17,6 +17,7 @@ import typer
 
 from tierline.cli import (
     calibrate,
+    chat,
     data,
     doctor,
     hold,
@@ -72,8 +73,8 @@ def _root(
 
 
 MODULES = (
-    up, submit, sweep, ps, why, logs, stop, hold, top, serve, run_command, kernels, calibrate, policies, simulate, data,
-    replay, doctor,
+    up, submit, sweep, ps, why, logs, stop, hold, top, serve, chat, run_command, kernels, calibrate, policies, simulate,
+    data, replay, doctor,
 )  # fmt: skip
 for module in MODULES:
     module.register(app)
