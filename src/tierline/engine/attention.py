@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tierline.engine import cpu_attention
 from tierline.engine.arena import KvArena
 
 NAME = "tierline"
@@ -32,16 +33,32 @@ class PromptChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """The rows that decode, first in the iteration: `tables` [rows, most] are their sequences' blocks, `lengths` [rows] how
+    many positions each has, its own included; both int32. For PyTorch's attention also `index`, the tables flat, and `mask`
+    [rows, 1, 1, most * block_tokens], true where a position belongs to the sequence; None where native code attends."""
+
+    tables: torch.Tensor
+    lengths: torch.Tensor
+    index: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    @classmethod
+    def of(cls, arena: KvArena, tables: torch.Tensor, lengths: torch.Tensor) -> Decodes:
+        if cpu_attention.can_decode(arena):
+            return cls(tables, lengths, None, None)
+        positions = torch.arange(tables.shape[1] * arena.block_tokens, device=tables.device)
+        return cls(tables, lengths, tables.long().view(-1), positions < lengths.view(-1, 1, 1, 1))
+
+
+@dataclass(frozen=True, slots=True)
 class StepLayout:
-    """Where the rows of an iteration lie. `slots` [rows]: arena position of each. Rows `0..decodes` decode: their
-    sequences' blocks are `blocks` [decodes, most], `decode_mask` [decodes, 1, 1, most * block_tokens] is true where a
-    position belongs to the sequence. Then come the `chunks`."""
+    """Where the rows of an iteration lie. `slots` [rows]: arena position of each. The rows of `decodes` come first, then
+    those of the `chunks`."""
 
     arena: KvArena
     slots: torch.Tensor
-    decodes: int
-    blocks: torch.Tensor
-    decode_mask: torch.Tensor
+    decodes: Decodes | None
     chunks: tuple[PromptChunk, ...]
 
 
@@ -73,11 +90,13 @@ def paged_attention(
     keys.index_copy_(1, layout.slots, key[0])
     values.index_copy_(1, layout.slots, value[0])
     heads, rows, head_dim = query.shape[1:]
-    if layout.decodes == rows:
-        return _decode(layout, layer, query[0], scaling).unsqueeze(0), None
+    decodes = layout.decodes
+    if decodes is not None and not layout.chunks:
+        return _decode(layout.arena, decodes, layer, query[0], scaling).unsqueeze(0), None
     out = torch.empty((1, rows, heads, head_dim), dtype=query.dtype, device=query.device)
-    if layout.decodes:
-        out[0, : layout.decodes] = _decode(layout, layer, query[0, :, : layout.decodes], scaling)
+    if decodes is not None:
+        count = len(decodes.lengths)
+        out[0, :count] = _decode(layout.arena, decodes, layer, query[0, :, :count], scaling)
     for chunk in layout.chunks:
         last = chunk.first + chunk.tokens
         if chunk.mask is None:
@@ -98,17 +117,18 @@ def paged_attention(
     return out, None
 
 
-def _decode(layout: StepLayout, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """One query a sequence, [heads, decodes, head_dim] -> [decodes, heads, head_dim].
-
-    The query heads that share a head of keys stand as its rows, so keys and values are read once for all of them.
-    """
-    decodes, most = layout.blocks.shape
-    heads, _, head_dim = query.shape
-    kv_heads, block_tokens = layout.arena.keys.shape[1], layout.arena.block_tokens
-    index, shape = layout.blocks.view(-1), (kv_heads, decodes, most * block_tokens, head_dim)
-    keys = layout.arena.keys[layer].index_select(1, index).view(shape).transpose(0, 1)
-    values = layout.arena.values[layer].index_select(1, index).view(shape).transpose(0, 1)
-    grouped = query.reshape(kv_heads, heads // kv_heads, decodes, head_dim).permute(2, 0, 1, 3)
-    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=layout.decode_mask, scale=scaling)
-    return attended.reshape(decodes, heads, head_dim)
+def _decode(arena: KvArena, decodes: Decodes, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """One query a sequence, [heads, sequences, head_dim] -> [sequences, heads, head_dim]."""
+    heads, count, head_dim = query.shape
+    if decodes.index is None:
+        scale = head_dim**-0.5 if scaling is None else scaling
+        rows = query.transpose(0, 1)
+        return cpu_attention.decode(arena, layer, rows, decodes.tables, decodes.lengths, scale)
+    # The query heads that share a head of keys stand as its rows, so keys and values are read once for all of them.
+    kv_heads = arena.keys.shape[1]
+    shape = (kv_heads, count, decodes.tables.shape[1] * arena.block_tokens, head_dim)
+    keys = arena.keys[layer].index_select(1, decodes.index).view(shape).transpose(0, 1)
+    values = arena.values[layer].index_select(1, decodes.index).view(shape).transpose(0, 1)
+    grouped = query.reshape(kv_heads, heads // kv_heads, count, head_dim).permute(2, 0, 1, 3)
+    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=decodes.mask, scale=scaling)
+    return attended.reshape(count, heads, head_dim)

@@ -11,7 +11,8 @@ from tierline.core.instance_actions import Chunk, RunStep
 from tierline.core.request import Request, TokenLogprob
 from tierline.engine import attention
 from tierline.engine.arena import KvArena
-from tierline.engine.attention import PromptChunk, StepLayout
+from tierline.engine.attention import Decodes, PromptChunk, StepLayout
+from tierline.engine.cuda_graphs import DecodeGraphs
 from tierline.engine.families.text import Positions, TextFamily
 from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
@@ -55,6 +56,7 @@ class ModelRunner:
         self._embeddings = embeddings
         self._sequences: dict[str, _Sequence] = {}
         self._head = family.head
+        self._graphs: DecodeGraphs | None = None
         self._device = family.embedding.weight.device
         self._dtype = family.embedding.weight.dtype
 
@@ -68,6 +70,10 @@ class ModelRunner:
         """Bring the weights into the layout that is fastest on this CPU (`packing.py`)."""
         pack(self._family.backbone)
         self._head = pack_head(self._family.head)
+
+    def use_graphs(self, graphs: DecodeGraphs) -> None:
+        """Iterations that only decode run as CUDA graphs, where they can."""
+        self._graphs = graphs
 
     def add(self, request: Request) -> None:
         sampling = request.sampling
@@ -131,10 +137,13 @@ class ModelRunner:
             ids += self._sequences[chunk.request_id].tokens[chunk.first : chunk.first + chunk.tokens]
         inputs = self._family.embedding(torch.tensor(ids, device=self._device).unsqueeze(0))
         self._put_images(inputs[0], chunks)
-        attention.use_layout(self._layout(chunks, decodes))
+        positions, layout = self._positions(chunks), self._layout(chunks, decodes)
+        if self._graphs is not None and (found := self._graphs.run(inputs, positions, layout)) is not None:
+            return found
+        attention.use_layout(layout)
         try:
             output = self._family.backbone(
-                inputs_embeds=inputs, position_ids=self._positions(chunks), attention_mask=None, use_cache=False
+                inputs_embeds=inputs, position_ids=positions, attention_mask=None, use_cache=False
             )
         finally:
             attention.use_layout(None)
@@ -181,20 +190,19 @@ class ModelRunner:
             else:
                 prompts.append(self._prompt(chunk, row, blocks))
             row += chunk.tokens
-        most = max(map(len, tables), default=0)
-        table = torch.tensor(
-            [each + [0] * (most - len(each)) for each in tables], dtype=torch.long, device=self._device
-        )
-        lengths = torch.tensor([chunk.first + 1 for chunk in chunks[:decodes]], device=self._device)
-        mask = torch.arange(most * block, device=self._device) < lengths.view(-1, 1, 1, 1)
         return StepLayout(
             arena=self._arena,
             slots=torch.tensor(slots, device=self._device),
-            decodes=decodes,
-            blocks=table.view(decodes, most),
-            decode_mask=mask,
+            decodes=self._decodes(tables, chunks) if tables else None,
             chunks=tuple(prompts),
         )
+
+    def _decodes(self, tables: list[list[int]], chunks: Sequence[Chunk]) -> Decodes:
+        most = max(map(len, tables))
+        padded = [table + [0] * (most - len(table)) for table in tables]
+        lengths = [chunk.first + 1 for chunk in chunks[: len(tables)]]
+        table = torch.tensor(padded, dtype=torch.int32, device=self._device)
+        return Decodes.of(self._arena, table, torch.tensor(lengths, dtype=torch.int32, device=self._device))
 
     def _prompt(self, chunk: Chunk, row: int, blocks: list[int]) -> PromptChunk:
         if not chunk.first:
