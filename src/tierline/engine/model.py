@@ -65,6 +65,7 @@ def load(name: str, dtype: torch.dtype, device: torch.device) -> TextFamily:
     """The model, ready to run. Where the checkpoint is stored in `dtype`, its weights on a CPU stay a memory map of the
     file, which all instances of a host share."""
     import transformers
+    from safetensors import SafetensorError
     from transformers import AttentionInterface
 
     config = read_config(name)
@@ -73,7 +74,7 @@ def load(name: str, dtype: torch.dtype, device: torch.device) -> TextFamily:
     auto = getattr(transformers, family.auto_class)
     try:
         model = auto.from_pretrained(locate(name), dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidInput(f"model '{name}' cannot be loaded: {_first_line(error)}.") from error
     model.eval().requires_grad_(False).to(device)
     made = family(model, config, locate(name))

@@ -26,7 +26,7 @@ class Row:
 def uniform(seed: int, index: int) -> float:
     """A number in [0, 1) for output token `index` of a request with `seed`."""
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return (int.from_bytes(digest, "big") >> 11) / 2**53  # all that a double holds: nothing is rounded up to 1
 
 
 def is_plain(row: Row) -> bool:
