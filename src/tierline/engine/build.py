@@ -11,6 +11,7 @@ import torch
 from tierline.core.errors import InvalidInput
 from tierline.engine import model as models
 from tierline.engine.arena import KvArena
+from tierline.engine.cuda_graphs import DecodeGraphs
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.instance import Instance, Port
 from tierline.engine.packing import can_pack
@@ -42,11 +43,15 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     weights = sum(parameter.nbytes for parameter in family.model.parameters())
     limits = limits_of(settings, family.config, dtype, device)
     kv = models.kv_shape(family.config)
-    arena = KvArena(kv.layers, limits.blocks, limits.block_tokens, kv.kv_heads, kv.head_dim, dtype, device)
+    graphs = settings.cuda_graphs and device.type == "cuda"
+    blocks = limits.blocks + graphs  # one for the rows that pad a graph
+    arena = KvArena(kv.layers, blocks, limits.block_tokens, kv.kv_heads, kv.head_dim, dtype, device)
     embeddings: dict[str, torch.Tensor] = {}
     runner = ModelRunner(family, arena, sorted(limits.end_tokens), embeddings)
     if settings.pack and can_pack(dtype, device):
         runner.pack()
+    if graphs:
+        runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     scheduler = InstanceScheduler(settings.name, limits, make_batching(settings.batching), settings.roles)
     lane = EncoderLane(family, wake)
     instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port)

@@ -15,7 +15,8 @@ class InstanceSettings:
     """`model`: what `engine.model.locate` takes; `dtype` of `engine.model.DTYPES`; `device` as torch names it. `kv_bytes` 0 =
     chosen by the device's memory. `run_dir`: private folder of this server's sockets; `shm_dir`: of its transfers; `server`
     and `endpoint`: where the serving scheduler and this instance listen. `threads` for computing. `pack`: weights in the
-    layout that is fastest on this CPU, a copy of this process's own; else they stay shared with all others."""
+    layout that is fastest on this CPU, a copy of this process's own; else they stay shared with all others. `cuda_graphs`:
+    steps that only decode as CUDA graphs (`engine/cuda_graphs.py`; not yet measured)."""
 
     name: str
     model: str
@@ -30,6 +31,7 @@ class InstanceSettings:
     transfer: Transfer = "shm"
     threads: int = 1
     pack: bool = True
+    cuda_graphs: bool = False
     kv_bytes: int = 0
     block_tokens: int = 16
     token_budget: int = 2048
