@@ -199,7 +199,7 @@ def build_generator(options: DeploymentOptions, on_failed_start: Callable[[str],
     clock, mailboxes = WallClock(), Mailboxes()
     scheduler = ServingScheduler(make_routing(options.routing), options.queue_limit)
     instances = TorchInstances(instance_settings(options), clock, mailboxes, on_failed_start)
-    return EngineGenerator(scheduler, instances, Driver(scheduler, instances, clock), mailboxes)
+    return EngineGenerator(scheduler, instances, Driver(scheduler, instances, clock), mailboxes, clock.close)
 
 
 def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:

@@ -207,4 +207,5 @@ class Instance:
 
     def _to_embeddings(self, payload: torch.Tensor) -> torch.Tensor:
         weight = self._runner.embedding_weight
-        return payload.view(weight.dtype).view(-1, weight.shape[-1]).to(weight.device)
+        # A copy of our own: the payload may be a mapped file, and a pool of those would use up the descriptors.
+        return payload.view(weight.dtype).view(-1, weight.shape[-1]).to(weight.device, copy=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
+from collections import defaultdict
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,18 @@ import zmq
 
 from tierline.core.errors import TierlineError
 from tierline.core.instance_actions import Tell, TellStatus
-from tierline.core.instance_events import EncodeAsked, InstanceEvent, PeerLost
+from tierline.core.instance_events import (
+    EncodeAsked,
+    InstanceEvent,
+    MoveAccepted,
+    MoveCancelled,
+    MoveOffered,
+    MoveRefused,
+    MoveTaken,
+    PeerLost,
+    RoundArrived,
+    RoundTaken,
+)
 from tierline.core.request import Picture, TokenLogprob
 from tierline.engine import wire
 from tierline.engine.build import Built, build
@@ -29,19 +42,28 @@ STATUS_NS = 100_000_000
 
 
 class Wires:
-    """The sockets of an instance. `frames` of a message: kind, body, then a payload's."""
+    """The sockets of an instance. `frames` of a message: kind, body, then a payload's.
+
+    A peer's word may come before the server's word of where that peer listens: what is sent to it waits so long. Names are
+    never given twice, so a peer that was lost stays lost.
+    """
 
     def __init__(self, settings: InstanceSettings) -> None:
         self._settings = settings
         self._context = zmq.Context()
+        self._keys = wire.Keys(settings.curve_secret, settings.curve_public) if settings.curve_secret else None
+        self._guard = wire.admit_only(self._context, self._keys) if self._keys else None
         self._carrier: Carrier = InMessage()
         if settings.transfer == "shm":
             self._carrier = SharedMemory(Path(settings.shm_dir), settings.name)
         self._inbox = self._socket(zmq.PULL, server=True)
         self._inbox.bind(settings.endpoint)
+        self.endpoint = self._inbox.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._server = self._socket(zmq.PUSH)
         self._server.connect(settings.server)
         self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._early: defaultdict[str, list[list[bytes]]] = defaultdict(list)  # for peers whose address is not known yet
+        self._lost: set[str] = set()
         self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
         self._wake_out = self._context.socket(zmq.PAIR)
         self._wake_out.bind("inproc://wake")
@@ -57,25 +79,23 @@ class Wires:
         socket.set(zmq.SNDHWM, 0)
         socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.LINGER, 1000)
-        if self._settings.curve_secret:
-            secret, public = self._settings.curve_secret.encode(), self._settings.curve_public.encode()
-            socket.curve_secretkey, socket.curve_publickey = secret, public
-            if server:
-                socket.curve_server = True
-            else:
-                socket.curve_serverkey = public  # all processes of one server share a key pair
+        if self._keys:
+            self._keys.lock(socket, server=server)
         return socket
 
     # --- the instance's port
 
     def send(self, peer: str, event: InstanceEvent, payload: torch.Tensor | None) -> None:
-        socket = self._peers.get(peer)
-        if socket is None:
-            return  # it was lost; the serving scheduler has said so, or will
+        if peer in self._lost:
+            return
         frames = wire.encode(event)
         if payload is not None:
             frames += self._carrier.pack(peer, payload)
-        socket.send_multipart(frames, copy=True)
+        socket = self._peers.get(peer)
+        if socket is None:
+            self._early[peer].append(frames)
+        else:
+            socket.send_multipart(frames, copy=False)
 
     def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
         self._said.append(wire.pack_tell(message, logprobs))
@@ -110,27 +130,39 @@ class Wires:
         return self._carrier.unpack(frames) if frames[0] == b"shm" else InMessage().unpack(frames)
 
     def connect(self, peer: wire.PeerJoined) -> None:
-        if peer.name not in self._peers and peer.name != self._settings.name:
-            self._peers[peer.name] = self._socket(zmq.PUSH)
-            self._peers[peer.name].connect(peer.endpoint)
+        if peer.name in self._peers or peer.name in self._lost or peer.name == self._settings.name:
+            return
+        socket = self._peers[peer.name] = self._socket(zmq.PUSH)
+        socket.connect(peer.endpoint)
+        for frames in self._early.pop(peer.name, ()):
+            socket.send_multipart(frames, copy=False)
 
     def disconnect(self, peer: str) -> None:
+        """The peer is gone, with all that was on its way there."""
+        self._lost.add(peer)
+        self._early.pop(peer, None)
         socket = self._peers.pop(peer, None)
         if socket is not None:
             socket.close(linger=0)
+        self._carrier.forget(peer)
+
+    def is_lost(self, peer: str) -> bool:
+        return peer in self._lost
 
     def close(self) -> None:
+        if self._guard is not None:
+            self._guard.stop()
         self._context.destroy(linger=1000)
 
 
 class Loop:
     """Messages in, iterations, words out."""
 
-    def __init__(self, wires: Wires, built: Built) -> None:
+    def __init__(self, wires: Wires, built: Built, parent: int) -> None:
         self._wires = wires
         self._instance = built.instance
         self._scheduler = built.scheduler
-        self._parent = os.getppid()
+        self._parent = parent
         self._status: TellStatus | None = None
         self._status_ns = 0
 
@@ -163,12 +195,13 @@ class Loop:
                 self._instance.deliver(message, picture=picture)
             case _ if len(frames) > 2:
                 payload = self._wires.unpack(frames[2:])
-                if payload is not None:
+                if payload is not None and not self._wires.is_lost(_sender(message)):
                     self._instance.deliver(message, payload)
-            case _:
+            case PeerLost():
+                self._wires.disconnect(message.peer)
                 self._instance.deliver(message)
-                if isinstance(message, PeerLost):
-                    self._wires.disconnect(message.peer)
+            case _ if not self._wires.is_lost(_sender(message)):
+                self._instance.deliver(message)
         return True
 
     def _tell_status(self) -> None:
@@ -181,8 +214,20 @@ class Loop:
             self._status_ns = now
 
 
-def main(settings: InstanceSettings) -> int:
-    """Serve until told to stop; returns the exit code: 2 = it cannot be started as it was told to."""
+def _sender(message: InstanceEvent) -> str:
+    """The peer that a move's message is from. Words of one that is lost can come after word of its loss; nobody would
+    answer what they lead to."""
+    match message:
+        case MoveOffered() | RoundArrived() | MoveCancelled():
+            return message.source
+        case MoveAccepted() | MoveRefused() | RoundTaken() | MoveTaken():
+            return message.peer
+    return ""
+
+
+def main(settings: InstanceSettings, parent: int) -> int:
+    """Serve until told to stop, or until the process `parent` is gone; returns the exit code: 2 = it cannot be started as
+    it was told to, and the last line says why."""
     began = time.monotonic_ns()
     wires = Wires(settings)
     try:
@@ -190,10 +235,16 @@ def main(settings: InstanceSettings) -> int:
     except TierlineError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:  # whatever a library says of weights that it cannot read
+        traceback.print_exc()
+        said = (str(error).strip().splitlines() or ["no reason is given"])[0].rstrip(".")
+        print(f"model '{settings.model}' cannot be loaded ({type(error).__name__}: {said}).", file=sys.stderr)
+        return 2
     limits, ready = built.limits, time.monotonic_ns() - began
     wires.hello(
         wire.Hello(
             name=settings.name,
+            endpoint=wires.endpoint,
             pid=os.getpid(),
             roles=settings.roles,
             blocks=limits.blocks,
@@ -203,7 +254,7 @@ def main(settings: InstanceSettings) -> int:
         )
     )
     try:
-        Loop(wires, built).run()
+        Loop(wires, built, parent).run()
     finally:
         built.instance.close()
         wires.close()

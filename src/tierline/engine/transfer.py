@@ -7,6 +7,7 @@ import contextlib
 import mmap
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,9 @@ class Carrier(Protocol):
 
     def unpack(self, frames: list[bytes]) -> torch.Tensor | None: ...
 
+    def forget(self, peer: str) -> None:
+        """Take back what is on its way to a peer that is gone."""
+
 
 class InMessage:
     """The bytes themselves, in blocks over ZeroMQ."""
@@ -32,10 +36,14 @@ class InMessage:
     def unpack(self, frames: list[bytes]) -> torch.Tensor | None:
         return torch.frombuffer(bytearray(frames[1]), dtype=torch.uint8)
 
+    def forget(self, peer: str) -> None:
+        pass
+
 
 class SharedMemory:
     """A file in `folder`, which lies in memory, named `sender.receiver.number`. The receiver maps it and removes its name, so
-    it is gone when the mapping is; what a dead receiver left behind is removed by `sweep`."""
+    it is gone when the mapping is; what a dead receiver left behind is removed by its sender (`forget`) and by `sweep`. Where
+    the folder is full the bytes travel in the message."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -46,8 +54,12 @@ class SharedMemory:
         self._count += 1
         name = f"{self._name}.{peer}.{self._count}"
         descriptor = os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            payload.numpy().tofile(file)
+        try:
+            with open(descriptor, "wb") as file:
+                payload.numpy().tofile(file)
+        except OSError:
+            (self._folder / name).unlink()
+            return InMessage().pack(peer, payload)
         return [b"shm", name.encode()]
 
     def unpack(self, frames: list[bytes]) -> torch.Tensor | None:
@@ -64,12 +76,16 @@ class SharedMemory:
             path.unlink()
         return torch.frombuffer(mapped, dtype=torch.uint8)
 
+    def forget(self, peer: str) -> None:
+        for path in self._folder.glob(f"{self._name}.{peer}.*"):
+            path.unlink(missing_ok=True)
 
-def sweep(folder: Path, instance: str) -> int:
-    """Remove all transfers from or to an instance that is gone; returns how many there were."""
+
+def sweep(folder: Path, alive: Collection[str]) -> int:
+    """Remove all transfers but those between instances that are alive; returns how many there were."""
     count = 0
     for path in folder.iterdir():
-        if instance in path.name.split(".")[:2]:
+        if not all(name in alive for name in path.name.split(".")[:2]):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
                 count += 1

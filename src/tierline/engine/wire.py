@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from tierline.core.instance_actions import Tell
 from tierline.core.instance_events import InstanceEvent
 from tierline.core.request import Role, TokenLogprob
 
+DOMAIN = "tierline"
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """An instance is ready: what its arena and its weights take, and how long it took to get ready."""
+    """An instance is ready and listens at `endpoint`: what its arena and its weights take, and how long it took."""
 
     name: str
+    endpoint: str
     pid: int
     roles: Role
     blocks: int
@@ -49,6 +54,47 @@ class Tells:
     said: tuple[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A CURVE key pair that all processes of one server share: what they send over TCP is encrypted, and nobody without the
+    pair gets in."""
+
+    secret: str
+    public: str
+
+    @classmethod
+    def make(cls) -> Keys:
+        public, secret = zmq.curve_keypair()
+        return cls(secret.decode(), public.decode())
+
+    def lock(self, socket: zmq.Socket[bytes], *, server: bool = False) -> None:
+        """Before the socket is bound (`server`) or connected."""
+        socket.curve_secretkey, socket.curve_publickey = self.secret.encode(), self.public.encode()
+        if server:
+            socket.curve_server = True
+            socket.zap_domain = DOMAIN.encode()  # with a domain nobody gets in where nobody judges the keys
+        else:
+            socket.curve_serverkey = self.public.encode()
+
+
+class _OnlyOurs:
+    def __init__(self, public: bytes) -> None:
+        self._public = public
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        del domain
+        return key == self._public
+
+
+def admit_only(context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> ThreadAuthenticator:
+    """From now on sockets of `context` that are locked as servers take connections with these keys alone. To be stopped
+    before the context is."""
+    guard = ThreadAuthenticator(context)
+    guard.start()
+    guard.configure_curve_callback(DOMAIN, _OnlyOurs(keys.public.encode()))
+    return guard
+
+
 def _members(union: Any) -> Mapping[str, type]:
     return {member.__name__: member for member in typing.get_args(union) if not isinstance(member, types.NoneType)}
 
@@ -59,7 +105,9 @@ KINDS: Mapping[str, type] = {
     **{kind.__name__: kind for kind in (Hello, PeerJoined, Stop, Tells)},
 }
 _encoder = msgspec.msgpack.Encoder()
-_decoders: Mapping[str, msgspec.msgpack.Decoder[Any]] = {name: msgspec.msgpack.Decoder(kind) for name, kind in KINDS.items()}
+_decoders: Mapping[str, msgspec.msgpack.Decoder[Any]] = {
+    name: msgspec.msgpack.Decoder(kind) for name, kind in KINDS.items()
+}
 
 
 def encode(message: object) -> list[bytes]:

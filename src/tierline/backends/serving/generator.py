@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tierline.backends.serving.torch import TorchInstances
 from tierline.core.contracts import Loop
-from tierline.core.errors import PixelsNeeded, RequestLost, TierlineError
+from tierline.core.errors import PixelsNeeded, RequestLost, StateUnusable, TierlineError
+from tierline.core.events import Event
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
 from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked
 from tierline.schedulers.serving import ServingScheduler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -46,8 +51,10 @@ class Mailboxes:
     def ask_pixels(self, action: AskPixels) -> None:
         self._put(action.request_id, PixelsNeeded(action.hashes))
 
-    def picture(self, request_id: str, content_hash: str) -> Picture:
-        return self._clients[request_id].pictures[content_hash]
+    def picture(self, request_id: str, content_hash: str) -> Picture | None:
+        """None when the client has just gone."""
+        client = self._clients.get(request_id)
+        return client.pictures.get(content_hash) if client is not None else None
 
     def fail_all(self, error: TierlineError) -> None:
         """Nothing will be answered any more."""
@@ -56,20 +63,28 @@ class Mailboxes:
 
     def _put(self, request_id: str, item: TokensMade | TierlineError) -> None:
         client = self._clients.get(request_id)
-        if client is not None and not client.loop.is_closed():
-            client.loop.call_soon_threadsafe(client.queue.put_nowait, item)
+        if client is not None:
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
+                client.loop.call_soon_threadsafe(client.queue.put_nowait, item)
 
 
 class EngineGenerator:
-    """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop."""
+    """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop, which ends when the clock
+    does (`end_clock`)."""
 
     def __init__(
-        self, scheduler: ServingScheduler, instances: TorchInstances, driver: Loop, mailboxes: Mailboxes
+        self,
+        scheduler: ServingScheduler,
+        instances: TorchInstances,
+        driver: Loop,
+        mailboxes: Mailboxes,
+        end_clock: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
         self._instances = instances
         self._driver = driver
         self._mailboxes = mailboxes
+        self._end_clock = end_clock
         self._count = itertools.count(1)
         self._failed = ""
         self._thread = threading.Thread(target=self._run, name="serving loop", daemon=True)
@@ -78,14 +93,27 @@ class EngineGenerator:
     def _run(self) -> None:
         try:
             self._driver.run()
+        except StateUnusable as error:  # it was ended: by `close`, or by a failure in another thread
+            self.failed(str(error))
         except Exception as error:
-            self.failed(str(error) or type(error).__name__)
-            raise
+            log.exception("The serving loop has failed.")
+            self.failed(_failure(error))
 
     def failed(self, sentence: str) -> None:
-        """Nothing can be served from now on."""
-        self._failed = sentence
-        self._mailboxes.fail_all(RequestLost(sentence))
+        """Nothing can be served from now on: `health` says so, and so is every client told."""
+        self._failed = self._failed or sentence
+        self._mailboxes.fail_all(RequestLost(self._failed))
+
+    def _submit(self, event: Event) -> None:
+        """Raises `Overloaded`, and `RequestLost` when the loop has ended."""
+        try:
+            self._driver.submit([event])
+        except StateUnusable as error:
+            if error.__cause__ is not None:  # it is this event that has ended it
+                log.error("The serving loop has failed.", exc_info=error)
+                self.failed(_failure(error.__cause__))
+            self.failed(str(error))
+            raise RequestLost(self._failed) from error
 
     async def wants_pixels(self, content_hash: str) -> bool:
         return not self._driver.query(lambda: self._scheduler.has_embeddings(content_hash))
@@ -98,7 +126,7 @@ class EngineGenerator:
         queue = self._mailboxes.open(own, pictures)
         finished = False
         try:
-            self._driver.submit([RequestSubmitted(sent, tuple(pictures))])
+            self._submit(RequestSubmitted(sent, tuple(pictures)))
             while not finished:
                 item = await queue.get()
                 finished = isinstance(item, TierlineError) or item.finish is not None
@@ -110,7 +138,8 @@ class EngineGenerator:
         finally:
             self._mailboxes.close(own)
             if not finished:
-                self._driver.submit([RequestAbandoned(own)])
+                with contextlib.suppress(RequestLost):
+                    self._submit(RequestAbandoned(own))
 
     async def health(self) -> str:
         if self._failed:
@@ -119,12 +148,12 @@ class EngineGenerator:
         return "" if ready else "No instance is ready yet."
 
     def set_roles(self, name: str, roles: Role) -> None:
-        """Ask for other roles of an instance; raises `StateUnusable` when the loop has ended."""
-        self._driver.submit([RolesAsked(name, roles)])
+        """Ask for other roles of an instance; raises `RequestLost` when the loop has ended."""
+        self._submit(RolesAsked(name, roles))
 
     def move(self, request_id: str, to: str) -> None:
         """Ask for a request (by the id that `status` shows) to go on at another instance."""
-        self._driver.submit([MoveWanted(request_id, to)])
+        self._submit(MoveWanted(request_id, to))
 
     def status(self) -> dict[str, Any]:
         """Instances, requests, counters; read by people, by `tierline chat` and by tests."""
@@ -219,3 +248,9 @@ class EngineGenerator:
         self._driver.close("The server is shutting down.")
         self.failed("The server is shutting down.")
         self._instances.close()
+        self._end_clock()
+        self._thread.join()
+
+
+def _failure(error: BaseException) -> str:
+    return f"The serving loop has failed ({type(error).__name__}: {error})."

@@ -7,12 +7,7 @@ started in its place after a pause that doubles with every death soon after a st
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +18,13 @@ from typing import Protocol
 import msgspec
 import zmq
 
+from tierline.backends.serving.folders import RunFolders
+from tierline.backends.serving.nursery import FIRST_PAUSE_S, STOP_S, Host, next_pause_s, nurseries
 from tierline.core.contracts import Clock
+from tierline.core.errors import InvalidInput
 from tierline.core.instance_events import (
     EncodeAsked,
+    EncodeFailed,
     InstanceEvent,
     MoveAsked,
     PeerLost,
@@ -45,48 +44,30 @@ from tierline.core.serving_actions import (
     SetRoles,
 )
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
-from tierline.engine import forkserver, wire
+from tierline.engine import wire
+from tierline.engine.forkserver import Ended, Order, Started
 from tierline.engine.settings import InstanceSettings
 from tierline.engine.transfer import sweep
+from tierline.schedulers.instance_images import EVICTED
 
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0  # a process that lived so long may start again at once
-STOP_S = 10.0
+log = logging.getLogger(__name__)
+CANNOT_START = 2  # exit code of an instance that cannot be started as it is told to
+END = "inproc://end"
 
 
 @dataclass(slots=True)
 class _Process:
+    """`socket` is there once it has said that it is ready."""
+
     slot: str
     settings: InstanceSettings
-    pid: int
     started_s: float
-    socket: zmq.Socket[bytes]
     pause_s: float
     log: Path
+    pid: int = 0
     hello: wire.Hello | None = None
+    socket: zmq.Socket[bytes] | None = None
     gone: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(slots=True)
-class RunFolders:
-    """`run`: sockets and logs, mode 0700. `shm`: transfers, in memory where the machine has such a place."""
-
-    run: Path
-    shm: Path
-    made: list[Path] = field(default_factory=list)
-
-    @classmethod
-    def make(cls) -> RunFolders:
-        run = Path(tempfile.mkdtemp(prefix="tierline-serve-"))
-        memory = Path("/dev/shm")
-        where = memory if os.access(memory, os.W_OK) else None
-        shm = Path(tempfile.mkdtemp(prefix="tierline-", dir=where))
-        return cls(run, shm, [run, shm])
-
-    def remove(self) -> None:
-        for path in self.made:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class Clients(Protocol):
@@ -96,12 +77,16 @@ class Clients(Protocol):
 
     def ask_pixels(self, action: AskPixels) -> None: ...
 
-    def picture(self, request_id: str, content_hash: str) -> Picture: ...
+    def picture(self, request_id: str, content_hash: str) -> Picture | None: ...
 
 
 class TorchInstances:
-    """A `Backend`. `templates`: settings of each instance by name, without addresses. Every method but `close` and those of
-    the reader thread is called under the driver's lock, so the sockets have one user at a time."""
+    """A `Backend`. `templates`: settings of each instance by name, without addresses.
+
+    `hosts` name the instances that run elsewhere, and then `listen` is this host's address in their network: everything
+    speaks TCP then, encrypted, among those who hold a key made for this run. The key goes to each host through the fork
+    server's standard input, so through whatever `Host.command` is; nothing else opens a port.
+    """
 
     def __init__(
         self,
@@ -109,24 +94,39 @@ class TorchInstances:
         clock: Clock,
         clients: Clients,
         on_failed_start: Callable[[str], None],
+        *,
+        hosts: Mapping[str, Host] | None = None,
+        listen: str = "",
     ) -> None:
+        if hosts and not listen:
+            raise InvalidInput("instances on other hosts need an address of this host to connect to")
+        if listen and any(template.transfer != "zmq" for template in templates.values()):
+            raise InvalidInput("instances on several hosts need --transfer zmq")
         self._clock = clock
         self._clients = clients
         self._on_failed_start = on_failed_start
+        self._listen = listen
+        self._hosts = {slot: Host() for slot in templates} | dict(hosts or {})
         self._folders = RunFolders.make()
         self._context = zmq.Context()
+        self._keys = wire.Keys.make() if listen else None
+        self._guard = wire.admit_only(self._context, self._keys) if self._keys else None
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set(zmq.RCVHWM, 0)
-        self._address = f"ipc://{self._folders.run}/server.sock"
-        self._inbox.bind(self._address)
+        if self._keys:
+            self._keys.lock(self._inbox, server=True)
+        self._inbox.bind(f"tcp://{listen}:*" if listen else f"ipc://{self._folders.run}/server.sock")
+        self._address = self._inbox.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._inbox.bind(END)
+        self._lock = threading.Lock()  # of all below and of the instances' sockets; events are posted in its order
         self._processes: dict[str, _Process] = {}
-        self._lock = threading.Lock()  # of `_processes`
         self._closing = False
         self._generation = dict.fromkeys(templates, 0)
-        self._nursery = _forkserver()
+        self._proven: set[str] = set()  # slots that were ready once, so their settings can be used
+        self._met: set[tuple[str, str]] = set()  # pairs of instances that know each other
         self._reader = threading.Thread(target=self._read, name="instances", daemon=True)
         self._reader.start()
-        threading.Thread(target=self._watch, name="forkserver", daemon=True).start()
+        self._nurseries = nurseries(self._hosts, self._started, self._ended)
         for slot, settings in templates.items():
             self._start(slot, settings, FIRST_PAUSE_S)
 
@@ -137,9 +137,13 @@ class TorchInstances:
         return self._folders
 
     def pids(self) -> dict[str, int]:
-        """Process ids of the instances by name."""
+        """Process ids of the instances by name; 0 for one that is about to be started."""
         with self._lock:
             return {name: process.pid for name, process in self._processes.items()}
+
+    def fork_servers(self) -> tuple[int, ...]:
+        """Their process ids."""
+        return tuple(nursery.pid for nursery in self._nurseries.values())
 
     def hellos(self) -> dict[str, wire.Hello]:
         """What ready instances said of themselves."""
@@ -148,90 +152,90 @@ class TorchInstances:
 
     def _start(self, slot: str, template: InstanceSettings, pause_s: float) -> None:
         """A process for `slot`; each has a name of its own, so that words of a dead one are not taken for another's."""
-        generation = self._generation[slot]
-        self._generation[slot] += 1
-        name = slot if not generation else f"{slot}~{generation}"
-        settings = replace(
-            template,
-            name=name,
-            run_dir=str(self._folders.run),
-            shm_dir=str(self._folders.shm),
-            server=self._address,
-            endpoint=f"ipc://{self._folders.run}/{name}.sock",
-        )
-        log = self._folders.run / f"{name}.log"
-        socket = self._context.socket(zmq.PUSH)
-        socket.set(zmq.SNDHWM, 0)
-        socket.set(zmq.LINGER, 0)
-        socket.connect(settings.endpoint)
-        process = _Process(slot, settings, 0, time.monotonic(), socket, pause_s, log)
         with self._lock:
             if self._closing:
-                socket.close()
                 return
+            generation = self._generation[slot]
+            self._generation[slot] += 1
+            name, host, run = _name(slot, generation), self._hosts[slot], self._folders.run
+            settings = replace(
+                template,
+                name=name,
+                run_dir=str(run),
+                shm_dir=str(self._folders.shm),
+                server=self._address,
+                endpoint=f"tcp://{host.address or self._listen}:*" if self._listen else f"ipc://{run}/{name}.sock",
+                curve_secret=self._keys.secret if self._keys else "",
+                curve_public=self._keys.public if self._keys else "",
+            )
+            sweep(self._folders.shm, {*self._processes, name})
+            if generation > 1:  # of the dead, the last one's log is kept
+                (run / f"{_name(slot, generation - 2)}.log").unlink(missing_ok=True)
+            process = _Process(slot, settings, time.monotonic(), pause_s, run / f"{name}.log")
             self._processes[name] = process
-            order = msgspec.json.encode(forkserver.Order(settings, str(log)))
-            assert self._nursery.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has died: `_watch` begins another, with all instances
-                self._nursery.stdin.write(order + b"\n")
-                self._nursery.stdin.flush()
+            self._nurseries[host].start(Order(settings, str(process.log)))
 
-    def _watch(self) -> None:
-        """Read what the fork server says; when it dies all its instances die with it, and all begin anew."""
-        while True:
-            assert self._nursery.stdout is not None
-            for line in self._nursery.stdout:
-                report = msgspec.json.decode(line, type=forkserver.Report)
-                if report.started is not None:
-                    with self._lock:
-                        if process := self._processes.get(report.started.name):
-                            process.pid = report.started.pid
-                elif report.ended is not None:
-                    self._ended(report.ended.name, report.ended.status)
-            with self._lock:
-                if self._closing:
-                    return
-                lost = list(self._processes)
-                self._nursery = _forkserver()
-            for name in lost:
-                self._ended(name, -9)
-
-    def _ended(self, name: str, status: int) -> None:
+    def _started(self, started: Started) -> None:
         with self._lock:
-            process = self._processes.pop(name, None)
+            if process := self._processes.get(started.name):
+                process.pid = started.pid
+
+    def _ended(self, ended: Ended) -> None:
+        with self._lock:
+            process = self._processes.pop(ended.name, None)
             if process is None:
                 return
             process.gone.set()
+            if process.socket is not None:
+                process.socket.close(linger=0)
+            self._met = {pair for pair in self._met if ended.name not in pair}
             if self._closing:
                 return
-        sweep(self._folders.shm, name)
-        said = _last_line(process.log)
-        ended = f"signal {-status}" if status < 0 else f"exit code {status}"
-        self._clock.post(InstanceLost(name, f"its process ended with {ended}" + (f": {said}" if said else "")))
-        if process.hello is None and status == 2:  # it cannot be started as it is told to
-            self._on_failed_start(said)
+            if process.settings.endpoint.startswith("ipc://"):
+                Path(process.settings.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+            sweep(self._folders.shm, set(self._processes))
+            how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"
+            reason = f"its process ended with {how}" + (f": {ended.said}" if ended.said else "")
+            self._clock.post(InstanceLost(ended.name, reason))
+            hopeless = ended.status == CANNOT_START and process.slot not in self._proven
+        if hopeless:
+            self._on_failed_start(ended.said)
             return
-        lived = time.monotonic() - process.started_s
-        pause = FIRST_PAUSE_S if lived > STEADY_S else min(process.pause_s * 2, LONGEST_PAUSE_S)
-        timer = threading.Timer(pause, self._start, (process.slot, process.settings, pause))
+        pause_s = next_pause_s(process.pause_s, time.monotonic() - process.started_s)
+        log.warning("Instance %s: %s; another is started in %.1f s.", ended.name, reason, pause_s)
+        timer = threading.Timer(pause_s, self._start, (process.slot, process.settings, pause_s))
         timer.daemon = True
         timer.start()
 
     def _read(self) -> None:
-        while not isinstance(message := wire.decode(self._inbox.recv_multipart()), wire.Stop):
-            if isinstance(message, wire.Hello):
-                self._joined(message)
-            elif isinstance(message, wire.Tells):
-                for said, logprobs in wire.unpack_tells(message):
-                    self._clock.post(InstanceSaid(message.name, said, logprobs))
+        while True:
+            frames = self._inbox.recv_multipart()
+            try:
+                message = wire.decode(frames)
+                if isinstance(message, wire.Stop):
+                    return
+                if isinstance(message, wire.Hello):
+                    self._joined(message)
+                elif isinstance(message, wire.Tells):
+                    for said, logprobs in wire.unpack_tells(message):
+                        self._clock.post(InstanceSaid(message.name, said, logprobs))
+            except (ValueError, IndexError, KeyError):
+                log.exception("An instance's message cannot be read.")
 
     def _joined(self, hello: wire.Hello) -> None:
         with self._lock:
             process = self._processes.get(hello.name)
-            if process is None:
+            if process is None or self._closing:
                 return  # it has died since
+            socket = process.socket = self._context.socket(zmq.PUSH)
+            socket.set(zmq.SNDHWM, 0)
+            socket.set(zmq.LINGER, 0)
+            if self._keys:
+                self._keys.lock(socket)
+            socket.connect(hello.endpoint)
             process.hello = hello
-        self._clock.post(InstanceJoined(hello.name, hello.roles))
+            self._proven.add(process.slot)
+            self._clock.post(InstanceJoined(hello.name, hello.roles))
 
     # --- actions
 
@@ -260,59 +264,58 @@ class TorchInstances:
         frames: list[bytes] = []
         if action.pixels_of:
             picture = self._clients.picture(action.pixels_of, action.content_hash)
+            if picture is None:
+                # That client has just gone. Whoever else waits for the image asks for it again, with pixels of its own.
+                self._send(action.to, EncodeFailed(action.content_hash, EVICTED))
+                return
             frames = [msgspec.msgpack.encode((picture.width, picture.height)), picture.rgb]
         if action.to != action.instance:
             self._introduce(action.instance, action.to)
         self._send(action.instance, EncodeAsked(action.content_hash, action.to), frames)
 
     def _introduce(self, one: str, other: str) -> None:
-        """Two instances that will talk to each other know each other's address; said again it does no harm."""
-        for name, peer in ((one, other), (other, one)):
-            process = self._processes.get(peer)
-            if process is not None:
-                self._send(name, wire.PeerJoined(peer, process.settings.endpoint))
+        """Two instances that will talk to each other know each other's address."""
+        pair = (min(one, other), max(one, other))
+        if pair in self._met:
+            return
+        hellos = self.hellos()
+        if one in hellos and other in hellos:
+            self._met.add(pair)
+            for name, peer in ((one, other), (other, one)):
+                self._send(name, wire.PeerJoined(peer, hellos[peer].endpoint))
 
     def _send(
         self, name: str, message: InstanceEvent | wire.PeerJoined | wire.Stop, more: list[bytes] | None = None
     ) -> None:
-        process = self._processes.get(name)
-        if process is not None:
-            process.socket.send_multipart([*wire.encode(message), *(more or [])], copy=not more)
+        """Never waits: a socket's queue has no limit but that on live requests."""
+        with self._lock:
+            process = self._processes.get(name)
+            if process is not None and process.socket is not None:
+                process.socket.send_multipart([*wire.encode(message), *(more or [])], copy=not more)
 
     def close(self) -> None:
         """End all processes and remove the run's folders."""
         with self._lock:
+            if self._closing:
+                return
             self._closing = True
-            processes = list(self._processes.values())
-        for process in processes:
-            process.socket.send_multipart(wire.encode(wire.Stop()))
+            ready = {name: process for name, process in self._processes.items() if process.socket is not None}
+        for name in ready:
+            self._send(name, wire.Stop())
         deadline = time.monotonic() + STOP_S
-        for process in processes:
-            if not process.gone.wait(max(0.0, deadline - time.monotonic())) and process.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.close()
-        self._nursery.wait()
-        to_reader = self._context.socket(zmq.PUSH)
-        to_reader.connect(self._address)
-        to_reader.send_multipart(wire.encode(wire.Stop()))
-        self._reader.join()
+        for process in ready.values():
+            process.gone.wait(max(0.0, deadline - time.monotonic()))
+        for nursery in self._nurseries.values():
+            nursery.close()
+        with contextlib.closing(self._context.socket(zmq.PUSH)) as to_reader:
+            to_reader.connect(END)
+            to_reader.send_multipart(wire.encode(wire.Stop()))
+            self._reader.join()
+        if self._guard is not None:
+            self._guard.stop()
         self._context.destroy(linger=0)
         self._folders.remove()
 
 
-def _forkserver() -> subprocess.Popen[bytes]:
-    # Threads of several lanes and processes share the cores: one that waits must not spin on them.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-P", "-m", "tierline.engine.forkserver"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-
-
-def _last_line(log: Path) -> str:
-    """The last line that a process has printed, at most 400 characters."""
-    try:
-        lines = log.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1][-400:] if lines else ""
+def _name(slot: str, generation: int) -> str:
+    return f"{slot}~{generation}" if generation else slot
