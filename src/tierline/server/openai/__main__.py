@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -44,6 +45,8 @@ def main(order: Order) -> int:
         failures.append(sentence)
         failed.set()
 
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own: ends what has begun
+        signal.signal(number, lambda *_: sys.exit(0))
     generator = build_generator(order.deployment, failed_start)
     try:
         text = build_text(order.deployment, order.served_name)
@@ -64,6 +67,7 @@ def main(order: Order) -> int:
                 await asyncio.sleep(POLL_S)
             if failed.is_set():
                 print(f"tierline: an instance cannot be started: {failures[0]}", file=sys.stderr, flush=True)
+                await asyncio.to_thread(generator.close)
                 os._exit(EXIT_BAD_INPUT)
             print(f"Ready after {time.monotonic() - began:.1f} s: {wanted} instances of {text.model.name}.", flush=True)
 
