@@ -169,12 +169,15 @@ async def test_an_image_url_of_another_type_is_refused(door: Door, given: Any) -
 
 async def test_an_address_may_stand_alone_and_be_escaped(door: Door) -> None:
     body = '{"messages":[{"role":"user","content":[{"type":"image_url","image_url":"%s"}]}]}'
-    escaped = body % uri(GOOD).replace("/", "\\/")
+    address = uri(file(picture(40, 40), "BMP"))
+    late = f"{address[:300]}\\u{ord(address[300]):04x}{address[301:]}"
     async with door.client() as client:
-        answer = await client.post(
-            "/v1/chat/completions", content=escaped, headers={"content-type": "application/json"}
-        )
-    assert answer.status_code == 200, answer.text
+        for escaped in (address, address.replace("/", "\\/"), address[:22] + address[22:].replace("/", "\\/"), late):
+            answer = await client.post(
+                "/v1/chat/completions", content=body % escaped, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 200, answer.text
+    assert len({request.images for request, _ in door.generator.requests}) == 1
 
 
 async def test_a_repeated_image_is_not_decoded_while_its_embeddings_are_cached(

@@ -142,19 +142,32 @@ def test_others_are_let_in_with_a_key_alone(host: str, tmp_path: Path) -> None:
 
 async def test_a_page_in_a_browser_does_not_ask_for_its_visitor(generator: InstantGenerator) -> None:
     door = Door(generator, ByteText(), FrontOptions())
-    named = Door(generator, ByteText(), FrontOptions(cors_origins=("https://ui.example",)))
-    async with door.client() as client, named.client() as other:
+    named = Door(generator, ByteText(), FrontOptions(cors_origins=("https://ui.example",), hosts=("model.example",)))
+    keyed = Door(generator, ByteText(), FrontOptions(cors_origins=("https://ui.example",), api_keys=("a-good-key",)))
+    async with door.client() as client, named.client() as other, keyed.client() as third:
         foreign = await client.post(CHAT, json=chat(), headers={"origin": "https://evil.example"})
         null = await client.post(CHAT, json=chat(), headers={"origin": "null"})
         own = await client.post(CHAT, json=chat(), headers={"origin": "http://127.0.0.1"})
         allowed = await other.post(CHAT, json=chat(), headers={"origin": "https://ui.example"})
         asked = {"origin": "https://ui.example", "access-control-request-method": "POST"}
         before = await other.options(CHAT, headers=asked)
+        keyed_before = await third.options(CHAT, headers=asked)
+        refused = await third.post(CHAT, json=chat(), headers={"origin": "https://ui.example"})
+        hosts = {
+            host: (await each.post(CHAT, json=chat(), headers={"host": host})).status_code
+            for each, host in (
+                (client, "evil.example:8000"), (client, "localhost:8000"), (client, "[::1]:80"), (client, "127.0.0.1"),
+                (client, ""), (client, "localhost@evil.example"), (other, "model.example"), (third, "any.example"),
+            )
+        }  # fmt: skip
     assert [answer.status_code for answer in (foreign, null, own, allowed, before)] == [403, 403, 200, 200, 200]
+    assert list(hosts.values()) == [403, 200, 200, 200, 403, 403, 200, 401], hosts
+    assert (keyed_before.status_code, refused.status_code) == (200, 401)
+    assert refused.headers["access-control-allow-origin"] == "https://ui.example"
     assert allowed.headers["access-control-allow-origin"] == "https://ui.example"
 
 
 def test_options_that_make_no_sense() -> None:
-    for wrong in ({"max_body_bytes": 0}, {"grace_s": -1}, {"requests_per_minute": float("nan")}, {"readers": 0}):
+    for wrong in ({"max_body_bytes": 0}, {"grace_s": -1}, {"requests_per_minute": float("nan")}, {"readers": -1}):
         with pytest.raises(InvalidInput):
             FrontOptions(**wrong)  # type: ignore[arg-type]

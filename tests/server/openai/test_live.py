@@ -44,7 +44,7 @@ def raw(live: Live, head: bytes) -> Iterator[socket.socket]:
 
 
 def request_of(body: bytes, extra: bytes = b"") -> bytes:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return head + extra + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
@@ -188,3 +188,11 @@ def test_an_address_that_is_taken_is_one_sentence(live: Live) -> None:
     app = create_app(ByteText(), InstantGenerator(), FrontOptions())
     with pytest.raises(InvalidInput, match="cannot be listened on"):
         run(app, port=live.address[1])
+
+
+def test_a_client_that_leaves_while_asking_for_tokens_is_no_error(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{"
+    with raw(live, head):
+        pass
+    assert httpx.post(live.url[:-3] + "/tokenize", json={"prompt": "x"}).status_code == 200
+    assert not caplog.records

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ from tierline.server.openai.pixels import Pixels
 from tierline.server.openai.prepare import Preparer, decoded
 from tierline.server.openai.schemas import DetokenizeBody, TokenizeBody
 from tierline.server.openai.threads import Threads
-from tierline.server.openai.wire import Held, Hold, read_body
+from tierline.server.openai.wire import ClientGone, Held, Hold, read_body
 
 Lifespan = Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
 TOKENIZE = msgspec.json.Decoder(TokenizeBody)
@@ -51,8 +53,9 @@ def create_app(
     front, keys = Front(), Keys(options.api_keys, options.keys_file, options.requests_per_minute)
     metrics = FrontMetrics(text.model.name, text.model.context_tokens)
     reader = ImageReader(options.images)
-    readers = Threads("reader", options.readers, options.max_waiting_jobs)
-    decoders = Threads("decoder", options.decoders, options.max_waiting_jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    readers = Threads("reader", options.readers or min(8, max(2, cores)), options.max_waiting_jobs)
+    decoders = Threads("decoder", options.decoders or min(16, max(2, cores)), options.max_waiting_jobs)
     fetcher = fetcher or Fetcher(options.images)
     pixels = Pixels(reader, options.images, generator, fetcher, readers, decoders, metrics)
     preparer = Preparer(text, reader, options)
@@ -80,11 +83,11 @@ def create_app(
     _add_error_handlers(app, options)
     _add_model_routes(app, service)
     _add_health_routes(app, service)
-    if options.cors_origins:
+    app.add_middleware(Gate, front=front, keys=keys, origins=options.cors_origins, hosts=options.hosts)
+    if options.cors_origins:  # before the gate: a browser asks first, and without its key
         from starlette.middleware.cors import CORSMiddleware
 
         app.add_middleware(CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Gate, front=front, keys=keys, origins=options.cors_origins)
     return app
 
 
@@ -92,6 +95,10 @@ def _add_error_handlers(app: FastAPI, options: FrontOptions) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return answer(as_api_error(error, options.overload_status))
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: Exception) -> Response:
@@ -120,7 +127,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
     text, model = service.text, service.text.model
-    created = _now_s()
+    created = int(time.time())
 
     def card() -> dict[str, Any]:
         return {
@@ -210,9 +217,3 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
             "held_bytes": service.held.taken,
         }
         return _json(told)
-
-
-def _now_s() -> int:
-    import time
-
-    return int(time.time())

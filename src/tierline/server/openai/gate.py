@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from tierline.server.openai.errors import ApiError
 from tierline.server.openai.keys import Keys
@@ -15,6 +15,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/health", "/ping", "/version", "/metrics"})
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?")
 
 
 class Front:
@@ -50,11 +51,14 @@ class Front:
 class Gate:
     """Every answer carries X-Request-Id: the client's own where it is usable, else a new one."""
 
-    def __init__(self, app: App, *, front: Front, keys: Keys, origins: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: App, *, front: Front, keys: Keys, origins: tuple[str, ...], hosts: tuple[str, ...] = ()
+    ) -> None:
         self._app = app
         self._front = front
         self._keys = keys
         self._origins = frozenset(origin.encode() for origin in origins)
+        self._hosts = frozenset({"localhost", *(host.lower() for host in hosts)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,30 +88,34 @@ class Gate:
         if self._keys:
             key = self._keys.find(_bearer(scope))
         else:
-            # Without keys a page in a browser on this machine could ask for its visitor; only browsers send Origin.
             key = b""
-            origin = header(scope, b"origin")
-            if (
-                origin is not None
-                and origin not in self._origins
-                and origin.partition(b"://")[2] != header(scope, b"host")
-            ):
-                raise ApiError(
-                    403,
-                    f"Requests from the page '{origin.decode('latin-1')[:100]}' are not accepted.",
-                    "permission_error",
-                )
+            self._check_browser(scope)
         if scope["method"] == "POST":
             if self._front.draining:
                 raise self._front.refusal()
             self._keys.pay(key)
 
+    def _check_browser(self, scope: Scope) -> None:
+        """Without keys a page in a browser on this machine could ask in its visitor's stead: as itself (only browsers send
+        Origin), or under a name of its own that it has made to lead here. Raises `ApiError` 403."""
+        host = (header(scope, b"host") or b"").decode("latin-1")
+        found = _HOST.fullmatch(host)
+        name = found[1].strip("[]").lower() if found else ""
+        if name not in self._hosts and not _is_address(name):
+            raise ApiError(403, f"The Host '{host[:100]}' is not this server.", "permission_error")
+        origin = (header(scope, b"origin") or b"").decode("latin-1")
+        if origin and origin.encode("latin-1") not in self._origins and origin.partition("://")[2] != host:
+            raise ApiError(403, f"Requests from the page '{origin[:100]}' are not accepted.", "permission_error")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
 
 def _bearer(scope: Scope) -> str:
     scheme, _, key = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def state_of(scope: Scope) -> dict[str, Any]:
-    state: dict[str, Any] = scope["state"]
-    return state

@@ -27,6 +27,7 @@ from tierline.server.openai.options import ImageLimits
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 HEADER_BYTES = 256
+BASE64_BYTES = 64 * 1024
 ENTRY_BYTES = 256
 
 
@@ -98,30 +99,32 @@ class ImageReader:
                 raise bad_request(f"{place}.image_url: an object with a url is needed.", "messages") from error
         if not _is_string(raw):
             raise bad_request(f"{place}.image_url.url: a string is needed.", "messages")
-        text = bytes(raw[1:-1])
-        if b"\\" in text:
+        text = raw[1:-1]
+        if b"\\" in bytes(text[:HEADER_BYTES]):
+            text = _unescaped(raw, place)
+        start = bytes(text[:HEADER_BYTES])
+        if start[:5].lower() == b"data:":
             try:
-                text = msgspec.json.decode(raw, type=str).encode()
-            except (msgspec.DecodeError, UnicodeError) as error:
-                raise bad_request(f"{place}.image_url.url is no text.", "messages") from error
-        scheme = text[:5].lower()
-        if scheme == b"data:":
-            return self._data(text, place)
-        if scheme in (b"http:", b"https"):
+                return self._data(text, start, place)
+            except ApiError:
+                if b"\\" not in bytes(raw):  # base64 has none, but JSON may write any character as an escape
+                    raise
+            return self._data(_unescaped(raw, place), start, place)
+        if start[:5].lower() in (b"http:", b"https"):
             if not self._limits.remote:
                 raise bad_request(
                     f"{place}: this server fetches no images; send it as a data URI.",
                     "messages",
                     "image_url_not_allowed",
                 )
-            return SeenImage(place, url=text.decode("utf-8", "replace"))
+            return SeenImage(place, url=bytes(text).decode("utf-8", "replace"))
         raise bad_request(f"{place}: an image is a data URI (data:image/png;base64,...).", "messages", "invalid_image")
 
-    def _data(self, text: bytes, place: str) -> SeenImage:
-        comma = text.find(b",", 0, HEADER_BYTES)
-        if comma < 0 or not text[:comma].lower().endswith(b";base64"):
+    def _data(self, text: memoryview, start: bytes, place: str) -> SeenImage:
+        comma = start.find(b",")
+        if comma < 0 or not start[:comma].lower().endswith(b";base64"):
             raise bad_request(f"{place}: the data URI has no ';base64,' in its beginning.", "messages", "invalid_image")
-        payload = memoryview(text)[comma + 1 :]
+        payload = text[comma + 1 :]
         if len(payload) // 4 * 3 > self._limits.max_bytes + 2:
             raise self._too_big(place, len(payload) // 4 * 3)
         image = SeenImage(place, source=payload, is_text=True, text_digest=hashlib.sha256(payload).digest())
@@ -204,16 +207,26 @@ def _is_string(raw: memoryview) -> bool:
     return len(raw) > 1 and raw[0] == 0x22
 
 
+def _unescaped(raw: memoryview, place: str) -> memoryview:
+    try:
+        return memoryview(msgspec.json.decode(raw, type=str).encode())
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise bad_request(f"{place}.image_url.url is no text.", "messages", "invalid_image") from error
+
+
 def _from_base64(payload: bytes | memoryview, place: str) -> bytes:
-    """Strictly: a character that is none of base64's is an error. The decoder skips those, so what comes out is too short."""
+    """Strictly: a character that is none of base64's is an error. The decoder skips those, so what comes out is too short.
+    It keeps the interpreter's lock, so it is given pieces: between them others have their turn."""
     size = len(payload)
     if not size:
         raise bad_request(f"{place}: the image has 0 bytes.", "messages", "invalid_image")
     padding = bytes(payload[-2:]).count(b"=")
+    view = memoryview(payload)
     try:
-        data = binascii.a2b_base64(payload)
+        pieces = [binascii.a2b_base64(view[at : at + BASE64_BYTES]) for at in range(0, size, BASE64_BYTES)]
     except binascii.Error:
-        data = b""
+        pieces = []
+    data = b"".join(pieces)
     if size % 4 or len(data) != size // 4 * 3 - padding:
         raise bad_request(f"{place}: the image's base64 is wrong or cut short.", "messages", "invalid_image")
     return data

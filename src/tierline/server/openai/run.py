@@ -23,6 +23,8 @@ from tierline.server.openai.options import FrontOptions
 
 BACKLOG = 2048
 CLOSE_S = 3
+KEEP_ALIVE_S = 75
+"""Longer than clients keep idle connections: one that is closed just as it is used is an error to them."""
 POLL_S = 0.05
 SWITCH_S = 0.001
 """How long a thread may keep the interpreter while another waits for it: the event loop shall not wait 5 ms."""
@@ -109,7 +111,7 @@ async def serve(
         sockets = [listen(host, port)]
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=CLOSE_S, lifespan="on",
-        server_header=False, date_header=False,
+        server_header=False, date_header=False, timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
     server = Server(config, app.state.front, options.grace_s)
     old_s = sys.getswitchinterval()
