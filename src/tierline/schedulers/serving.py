@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 from tierline.core.errors import Overloaded
 from tierline.core.events import Event
@@ -36,7 +37,6 @@ from tierline.core.serving_actions import (
     QueueAttempt,
     RecordServingRefusal,
     ServingAction,
-    SetRoles,
 )
 from tierline.core.serving_events import (
     InstanceJoined,
@@ -47,24 +47,26 @@ from tierline.core.serving_events import (
     RequestSubmitted,
     RolesAsked,
 )
+from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
 from tierline.schedulers.serving_state import Live, Server
 
 MAX_LOSSES = 5  # a request that was on so many instances when they died may be what kills them
+TRIES = 8  # so many of those that wait to be moved are sent to an instance that has told of its load
 
 
 class ServingScheduler:
     """At most `queue_limit` requests are live at a time; more are turned away (`check`)."""
 
     def __init__(self, routing: RoutingPolicy, queue_limit: int = 4096) -> None:
-        self._routing = routing
         self._queue_limit = queue_limit
-        self._servers: dict[str, Server] = {}
+        self._out: list[ServingAction] = []
         self._live: dict[str, Live] = {}
         self._homeless: dict[str, Live] = {}  # requests whose next stage no instance may do
         self._held: dict[str, Live] = {}  # those that wait to be moved and are not under way
-        self._images = ImageDispatch(self._servers, self._live, routing)
-        self._out: list[ServingAction] = []
+        self._fleet = Fleet(routing, self._out)
+        self._images = ImageDispatch(self._fleet, self._live)
+        self._attempts = 0
         self.counts: Counter[str] = Counter()
 
     # --- questions
@@ -76,7 +78,7 @@ class ServingScheduler:
     @property
     def servers(self) -> dict[str, Server]:
         """Instances by name, in order of joining. To be read only."""
-        return self._servers
+        return self._fleet.servers
 
     def live_request(self, request_id: str) -> Live | None:
         return self._live.get(request_id)
@@ -97,11 +99,9 @@ class ServingScheduler:
 
     def check(self, events: Sequence[Event]) -> None:
         """Raises `Overloaded` where a client's request is one too many."""
-        for event in events:
-            if isinstance(event, RequestSubmitted) and len(self._live) >= self._queue_limit:
-                raise Overloaded(
-                    f"{len(self._live)} requests are being served or wait; {self._queue_limit} are allowed."
-                )
+        more = sum(isinstance(event, RequestSubmitted) for event in events)
+        if more and len(self._live) + more > self._queue_limit:
+            raise Overloaded(f"{len(self._live)} requests are being served or wait; {self._queue_limit} are allowed.")
 
     # --- events
 
@@ -113,23 +113,25 @@ class ServingScheduler:
                 self._live[live.request_id] = live
                 self._dispatch(live, "new")
             case RequestAbandoned():
-                self._abandon(event.request_id)
+                if gone := self._live.get(event.request_id):
+                    self._call_off(gone)
+                    self._forget(gone)
             case InstanceJoined():
-                self._servers[event.name] = Server(event.name, event.roles, event.roles)
-                self._give_back_stages(now_ns)
-                self._retry()
+                self._joined(event, now_ns)
             case InstanceLost():
-                self._lost(event.name, now_ns)
+                if self._fleet.lose(event.name):
+                    self._lost(event.name, now_ns)
             case InstanceSaid():
-                if event.name in self._servers:
-                    self._said(now_ns, self._servers[event.name], event.message, event.logprobs)
+                if server := self._fleet.servers.get(event.name):
+                    self._said(now_ns, server, event.message, event.logprobs)
             case RolesAsked():
                 self._roles_asked(now_ns, event)
             case MoveWanted():
                 self._move_wanted(event)
             case _:
                 raise AssertionError(f"{type(event).__name__} is not for the serving scheduler")
-        out, self._out = self._out, []
+        out = self._out[:]
+        self._out.clear()
         return out
 
     def _said(self, now_ns: int, server: Server, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
@@ -138,14 +140,14 @@ class ServingScheduler:
                 self._tokens(server, message, logprobs)
             case TellPrefilled():
                 if live := self._current(server, message.request_id):
-                    self._past_prompt(server, live)
-                    live.held = True
-                    if not live.moving_to:
-                        self._find_decoder(live)
+                    self._prefilled(server, live)
             case TellImagesNeeded():
                 if live := self._current(server, message.request_id):
-                    self._images.forget(server.name, message.hashes)
-                    self._encode(live, server.name, message.hashes)
+                    actions, _, lacking = self._images.needed(live, server.name, message.hashes)
+                    if lacking:
+                        self._ask_pixels(live, lacking)
+                    else:
+                        self._out += actions
             case TellReturned():
                 if live := self._current(server, message.request_id):
                     self._leave(live)
@@ -154,8 +156,7 @@ class ServingScheduler:
                 self._moved(server, message)
             case TellMoveFailed():
                 if live := self._current(server, message.request_id):
-                    self.counts["moves_failed"] += 1
-                    self._undo_move(live, message.to)
+                    self._move_failed(live, message.to)
             case TellEmbeddings():
                 self._images.stored(server, message)
             case TellRoles():
@@ -163,8 +164,9 @@ class ServingScheduler:
                     server.switches += 1
                     server.switch_ns = now_ns - server.asked_ns
             case TellStatus():
-                server.status = message
-                self._retry()
+                server.heard(message)
+                if message.free_blocks:
+                    self._has_room(server)
 
     # --- requests
 
@@ -178,32 +180,27 @@ class ServingScheduler:
 
     def _dispatch(self, live: Live, reason: str) -> None:
         """Send a request to prefill somewhere, its images first to encoders."""
-        server = self._choose(Role.PREFILL, live)
+        images = live.request.images
+        waits = images and not self._fleet.able(Role.ENCODE)
+        server = None if waits else self._fleet.choose(Role.PREFILL, live.request)
         if server is None:
             self._homeless[live.request_id] = live
             return
-        attempt = live.next_attempt()
-        live.owner = server.name
-        live.charged_tokens = len(attempt.prompt) + len(attempt.made)
-        server.prefill_tokens += live.charged_tokens
-        hashes = tuple(dict.fromkeys(image.content_hash for image in live.request.images))
+        self._attempts += 1
+        attempt = live.begin_attempt(self._attempts, server.name)
+        server.count(prefill_tokens=live.charged_tokens)
+        hashes = dict.fromkeys(image.content_hash for image in images)
         actions, expected, lacking = self._images.dispatch(live, server.name, hashes)
         if lacking:
+            self._leave(live)
             self._ask_pixels(live, lacking)
             return
         self.counts["dispatched"] += 1
         self._out.append(QueueAttempt(server.name, attempt, expected, reason))
         self._out += actions
 
-    def _encode(self, live: Live, to: str, hashes: tuple[str, ...]) -> None:
-        actions, _, lacking = self._images.dispatch(live, to, hashes)
-        if lacking:
-            self._out.append(CancelAttempt(live.owner, live.attempt))
-            self._ask_pixels(live, lacking)
-        else:
-            self._out += actions
-
     def _ask_pixels(self, live: Live, lacking: tuple[str, ...]) -> None:
+        self._call_off(live)
         self._forget(live)
         self._out.append(AskPixels(live.request_id, lacking))
 
@@ -216,12 +213,14 @@ class ServingScheduler:
             return
         if live.owner == server.name and message.tokens:
             self._past_prompt(server, live)
+            self._not_held(live)  # it goes on there
         live.early[message.first] = (message, logprobs)
         while len(live.told) in live.early:
-            if self._tell(live, *live.early.pop(len(live.told))):
-                break
+            if self._tell(server, live, *live.early.pop(len(live.told))):
+                return
+        self._mend_gap(live)
 
-    def _tell(self, live: Live, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> bool:
+    def _tell(self, server: Server, live: Live, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> bool:
         """Tell the client; whether that was the end."""
         live.told += message.tokens
         made = TokensMade(
@@ -236,67 +235,101 @@ class ServingScheduler:
         self._out.append(Answer(made))
         if message.finish:
             self._forget(live)
-            self._retry()
+            self._has_room(server)
         return message.finish is not None
+
+    def _mend_gap(self, live: Live) -> None:
+        """Tokens are missing that an instance made before the attempt moved on. If it is lost, so are they."""
+        if live.early and not all(name in self._fleet.servers for name in live.before):
+            self._begin_anew(live, "words of an instance that was lost are missing")
+
+    def _begin_anew(self, live: Live, reason: str) -> None:
+        """An instance was lost that the attempt needed."""
+        self._call_off(live)
+        live.losses += 1
+        if live.losses < MAX_LOSSES:
+            self._leave(live)
+            self._dispatch(live, reason)
+            return
+        told = f"{live.losses} instances were lost while they worked on it"
+        self._out.append(Answer(TokensMade(live.request_id, len(live.told), (), finish="error", reason=told)))
+        self._forget(live)
 
     def _past_prompt(self, server: Server, live: Live) -> None:
         if not live.prefilled:
             live.prefilled = True
-            server.prefill_tokens -= live.charged_tokens
-            server.decoding += 1
+            server.count(prefill_tokens=-live.charged_tokens, decoding=1)
+            self._images.release(live)
+
+    def _call_off(self, live: Live) -> None:
+        for name in (live.owner, live.moving_to):
+            if name in self._fleet.servers:
+                self._out.append(CancelAttempt(name, live.attempt))
 
     def _leave(self, live: Live) -> None:
-        """The attempt is no longer at its owner, nor on its way."""
-        server = self._servers.get(live.owner)
-        if server is not None:
+        """The attempt is over, at its owner and on its way."""
+        if server := self._fleet.servers.get(live.owner):
             if live.prefilled:
-                server.decoding -= 1
+                server.count(decoding=-1)
             else:
-                server.prefill_tokens -= live.charged_tokens
-        target = self._servers.get(live.moving_to)
-        if target is not None:
-            target.decoding -= 1
-        live.owner = live.moving_to = ""
-        live.held = False
-        self._held.pop(live.request_id, None)
+                server.count(prefill_tokens=-live.charged_tokens)
+        if target := self._fleet.servers.get(live.moving_to):
+            target.count(decoding=-1)
+        self._not_held(live)
+        self._images.release(live)
+        live.end_attempt()
 
     def _forget(self, live: Live) -> None:
         self._leave(live)
         self._homeless.pop(live.request_id, None)
-        self._images.request_over(live)
         del self._live[live.request_id]
-
-    def _abandon(self, request_id: str) -> None:
-        live = self._live.get(request_id)
-        if live is None:
-            return
-        if live.owner:
-            self._out.append(CancelAttempt(live.owner, live.attempt))
-        if live.moving_to:
-            self._out.append(CancelAttempt(live.moving_to, live.attempt))
-        self._forget(live)
 
     # --- moves
 
+    def _prefilled(self, server: Server, live: Live) -> None:
+        """Its owner says that it may not decode it, so it waits to be moved."""
+        self._past_prompt(server, live)
+        live.held = True
+        if live.moving_to:  # asked again: a preemption ends a move in silence; one that goes on is not changed by it
+            self._out.append(MoveAttempt(live.owner, live.attempt, live.moving_to, "its prompt is done"))
+        else:
+            self._find_decoder(live)
+
+    def _not_held(self, live: Live) -> None:
+        live.held = False
+        self._held.pop(live.request_id, None)
+
     def _find_decoder(self, live: Live) -> None:
-        server = self._choose(Role.DECODE, live, apart_from=live.refused_by | {live.owner})
+        """Move one that is held, unless its owner may decode by now: it will go on there as soon as that hears of it."""
+        if Role.DECODE in self._fleet.servers[live.owner].roles:
+            self._not_held(live)
+            return
+        server = self._fleet.choose(Role.DECODE, live.request, apart_from=live.refused_by | {live.owner})
         if server is None:
             live.refused_by.clear()
             self._held[live.request_id] = live
         else:
             self._move(live, server, "its prompt is done")
 
+    def _has_room(self, server: Server) -> None:
+        """An instance has told of its load, or of an end: some of those that no instance would take are sent there."""
+        if not self._held or Role.DECODE not in server.roles:
+            return
+        for live in list(islice(self._held.values(), TRIES)):
+            if live.owner != server.name:
+                self._move(live, server, "it may have room again")
+
     def _move(self, live: Live, to: Server, reason: str) -> None:
         self._held.pop(live.request_id, None)
         live.moving_to = to.name
-        to.decoding += 1
+        to.count(decoding=1)
         self._out.append(MoveAttempt(live.owner, live.attempt, to.name, reason))
 
-    def _undo_move(self, live: Live, to: str) -> None:
+    def _move_failed(self, live: Live, to: str) -> None:
+        self.counts["moves_failed"] += 1
         if live.moving_to != to:
             return
-        if to in self._servers:
-            self._servers[to].decoding -= 1
+        self._fleet.servers[to].count(decoding=-1)
         live.moving_to = ""
         live.refused_by.add(to)
         if live.held:
@@ -307,15 +340,14 @@ class ServingScheduler:
         if live is None or live.attempt != message.request_id or live.moving_to != server.name:
             self._out.append(CancelAttempt(server.name, message.request_id))
             return
-        source = self._servers.get(live.owner)
-        if source is not None:
-            source.decoding -= 1
+        self._fleet.servers[live.owner].count(decoding=-1)
+        live.before.add(live.owner)
         live.owner, live.moving_to, live.held = server.name, "", False
         live.refused_by.clear()
         self.counts["moves"] += 1
 
     def _move_wanted(self, event: MoveWanted) -> None:
-        live, to = self._live.get(event.request_id), self._servers.get(event.to)
+        live, to = self._live.get(event.request_id), self._fleet.servers.get(event.to)
         reason = ""
         if live is None or to is None:
             reason = "there is no such request or instance"
@@ -323,103 +355,55 @@ class ServingScheduler:
             reason = "its prompt is not done, it is being moved, or it is there already"
         elif Role.DECODE not in to.roles:
             reason = f"{to.name} may not decode"
-        if reason:
-            self._out.append(RecordServingRefusal(event.request_id, reason))
-        elif live is not None and to is not None:
+        else:
             self._move(live, to, "asked for")
-
-    def _retry(self) -> None:
-        """Something has changed: those that wait for an instance may find one."""
-        for live in list(self._homeless.values()):
-            if self._choose(Role.PREFILL, live) is None:
-                break
-            del self._homeless[live.request_id]
-            self._dispatch(live, "an instance may prefill again")
-        for live in list(self._held.values()):
-            if self._choose(Role.DECODE, live, apart_from=live.refused_by | {live.owner}) is not None:
-                self._find_decoder(live)
+            return
+        self._out.append(RecordServingRefusal(event.request_id, reason))
 
     # --- instances
 
-    def _choose(self, role: Role, live: Live, apart_from: set[str] | None = None) -> Server | None:
-        able = [
-            server
-            for server in self._servers.values()
-            if role in server.roles and server.name not in (apart_from or ())
-        ]
-        if not able:
-            return None
-        if len(able) == 1:
-            return able[0]
-        return self._servers[self._routing.choose(role, tuple(server.view() for server in able), live.request)]
+    def _retry(self) -> None:
+        """Instances may do other stages than before: those that wait for one may find it."""
+        for live in list(self._homeless.values()):
+            del self._homeless[live.request_id]
+            self._dispatch(live, "an instance may do its next stage")
+        for live in list(self._held.values()):
+            self._find_decoder(live)
+
+    def _joined(self, event: InstanceJoined, now_ns: int) -> None:
+        self._fleet.join(event.name, event.roles)
+        self._fleet.give_back_stages(now_ns)
+        if self.counts["instances_lost"]:  # at the start nobody need stand in for those to come
+            self._fleet.take_over_stages(now_ns)
+        self._retry()
 
     def _lost(self, name: str, now_ns: int) -> None:
-        if self._servers.pop(name, None) is None:
-            return
         self.counts["instances_lost"] += 1
-        self._out += [NotifyLost(other, name) for other in self._servers]
-        self._take_over_stages(now_ns)
-        for live in list(self._live.values()):
-            if live.owner == name:
-                target = live.moving_to
-                self._leave(live)
-                if target:
-                    self._out.append(CancelAttempt(target, live.attempt))
-                live.losses += 1
-                if live.losses >= MAX_LOSSES:
-                    reason = f"{live.losses} instances were lost while they worked on it"
-                    self._out.append(
-                        Answer(TokensMade(live.request_id, len(live.told), (), finish="error", reason=reason))
-                    )
-                    self._forget(live)
-                else:
-                    self._dispatch(live, f"{name} was lost")
-            elif live.moving_to == name:
-                # It may have taken the attempt over already, and its word of that died with it.
-                self._out.append(CancelAttempt(live.owner, live.attempt))
-                self._leave(live)
-                self._dispatch(live, f"{name} was lost while the request moved there")
+        self._out += [NotifyLost(other, name) for other in self._fleet.servers]
+        self._fleet.take_over_stages(now_ns)
         actions, lacking = self._images.instance_lost(name)
         self._out += actions
         for request_id, hashes in lacking.items():
-            if live_again := self._live.get(request_id):
-                self._out.append(CancelAttempt(live_again.owner, live_again.attempt))
-                self._ask_pixels(live_again, hashes)
+            self._ask_pixels(self._live[request_id], hashes)
+        for live in list(self._live.values()):
+            if live.owner == name:
+                self._begin_anew(live, f"{name} was lost")
+            elif live.moving_to == name:
+                # It may have taken the attempt over already, and its word of that died with it.
+                self._begin_anew(live, f"{name} was lost while the request moved there")
+            elif name in live.before:
+                self._mend_gap(live)
+        self._retry()
 
     def _roles_asked(self, now_ns: int, event: RolesAsked) -> None:
-        server = self._servers.get(event.name)
+        server = self._fleet.servers.get(event.name)
         if server is None:
             self._out.append(RecordServingRefusal(event.name, "there is no such instance"))
             return
-        others = Role(0)
-        for other in self._servers.values():
-            if other is not server:
-                others |= other.roles
-        missing = ~(others | event.roles) & (Role.ENCODE | Role.PREFILL | Role.DECODE)
-        if missing:
+        if missing := self._fleet.lacks_without(server, event.roles):
             self._out.append(RecordServingRefusal(event.name, f"nobody else may do {missing.letters}"))
             return
         server.configured = event.roles
-        self._set_roles(server, event.roles, "asked for", now_ns)
+        self._fleet.set_roles(server, event.roles, "asked for", now_ns)
+        self._fleet.give_back_stages(now_ns)
         self._retry()
-
-    def _set_roles(self, server: Server, roles: Role, reason: str, now_ns: int) -> None:
-        if server.roles != roles:
-            server.roles = roles
-            server.asked_ns = now_ns
-            self._out.append(SetRoles(server.name, roles, reason))
-
-    def _take_over_stages(self, now_ns: int) -> None:
-        """An instance is lost: every stage is still done by somebody."""
-        for role in (Role.ENCODE, Role.PREFILL, Role.DECODE):
-            if self._servers and not any(role in server.roles for server in self._servers.values()):
-                server = min(self._servers.values(), key=lambda each: (each.prefill_tokens, each.decoding))
-                self._set_roles(server, server.roles | role, f"no other instance may do {role.letters}", now_ns)
-
-    def _give_back_stages(self, now_ns: int) -> None:
-        """An instance has joined: what others took over and it may do is its own again."""
-        for role in (Role.ENCODE, Role.PREFILL, Role.DECODE):
-            if any(role in server.configured for server in self._servers.values()):
-                for server in self._servers.values():
-                    if role in server.roles and role not in server.configured:
-                        self._set_roles(server, server.roles & ~role, "the stage has its own instance again", now_ns)

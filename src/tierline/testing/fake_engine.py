@@ -89,6 +89,7 @@ class Payload:
     event: InstanceEvent
     kv: tuple[int, ...] = ()
     embedding: int = 0
+    pixels: bool = False
 
 
 class FakeEngine:
@@ -101,6 +102,7 @@ class FakeEngine:
         self.arena: list[list[int | None]] = [[None] * limits.block_tokens for _ in range(limits.blocks)]
         self.sequences: dict[str, Known] = {}
         self.embeddings: dict[str, int] = {}
+        self.pictures: set[str] = set()  # images to be encoded whose pixels are here
         self.step: RunStep | None = None
         self.encoding = ""
         self._at_start: dict[str, tuple[Known, dict[str, int]]] = {}

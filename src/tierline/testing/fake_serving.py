@@ -75,6 +75,15 @@ class FakeServing:
         self.asked: dict[tuple[str, str], str] = {}  # (image, for whom) -> who encodes it
         self.broken: set[str] = set()  # images that an encoder could not encode
 
+    def joined(self, name: str, roles: Role) -> None:
+        self.roles[name] = roles
+
+    def waiting(self) -> list[str]:
+        return []
+
+    def resubmit(self, request_id: str) -> None:
+        raise AssertionError("nobody was asked for pixels")
+
     def pick(self, role: Role, but: str = "") -> str:
         able = [name for name, roles in self.roles.items() if role in roles and name != but]
         return self.cluster.random.choice(able) if able else ""
@@ -185,4 +194,4 @@ class FakeServing:
 
     def _send(self, name: str, event: InstanceEvent) -> None:
         if name in self.roles:
-            self.cluster.post(SERVING, name, Payload(event))
+            self.cluster.post(SERVING, name, Payload(event, pixels=isinstance(event, EncodeAsked)))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from tierline.core.batch_view import BatchPolicy
 from tierline.core.instance_actions import (
@@ -29,9 +30,11 @@ from tierline.core.instance_actions import (
     SendEncodeFailure,
     SendRound,
     Tell,
+    TellStatus,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
+    EncodeAsked,
     EncodeEnded,
     EncodeFailed,
     MoveAccepted,
@@ -43,7 +46,7 @@ from tierline.core.instance_events import (
     RoundArrived,
     RoundTaken,
 )
-from tierline.core.request import Role
+from tierline.core.request import FinishReason, Request, Role
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
@@ -55,8 +58,51 @@ from tierline.testing.fake_serving import SERVING, FakeServing
 IMAGE_BYTES = 10
 
 
+class Answered(Protocol):
+    """A request as its client sees it, and the right answer to it."""
+
+    owner: str
+    cancelled: bool
+    finish: FinishReason | None
+    right: tuple[int, ...]
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def made(self) -> tuple[int, ...]: ...
+
+    @property
+    def over(self) -> bool: ...
+
+
+class Serving(Protocol):
+    """Who tells the instances what to do: `FakeServing`, or the real scheduler in `testing.serving`."""
+
+    broken: set[str]
+
+    @property
+    def answers(self) -> Mapping[str, Answered]: ...
+
+    def submit(self, request: Request, announce: bool = False) -> None: ...
+
+    def joined(self, name: str, roles: Role) -> None: ...
+
+    def lost(self, name: str) -> None: ...
+
+    def told(self, name: str, tell: Tell) -> None: ...
+
+    def waiting(self) -> list[str]:
+        """Requests whose clients will submit them again."""
+        ...
+
+    def resubmit(self, request_id: str) -> None: ...
+
+
 class FakeCluster:
     """`InstanceScheduler`s with engines, and messages between them. Raises AssertionError the moment something is wrong."""
+
+    tells_status = False  # whether instances tell their load when it has changed
 
     def __init__(
         self,
@@ -66,20 +112,34 @@ class FakeCluster:
         seed: int = 0,
     ) -> None:
         self.limits = limits
+        self.policies = policies
         self.random = random.Random(seed)
         self.now_ns = 0
-        self.serving = FakeServing(self)
+        self.count = 0
         self.schedulers: dict[str, InstanceScheduler] = {}
         self.engines: dict[str, FakeEngine] = {}
         self.channels: dict[tuple[str, str], deque[Payload | Tell]] = {}
         self.delivered: dict[str, Role] = {}  # the roles that an instance has been told
         self.seen: Counter[str] = Counter()  # how often each kind of action was wanted
-        for number, own in enumerate(roles):
-            name, make = f"i{number}", policies[number % len(policies)]
-            policy = make_batching(make) if isinstance(make, str) else make()
-            self.schedulers[name] = InstanceScheduler(name, limits, policy, own)
-            self.engines[name] = FakeEngine(limits, policy.chunked)
-            self.serving.roles[name] = self.delivered[name] = own
+        self.dying: list[str] = []  # they are dead, and the serving scheduler does not know yet
+        self.statuses: dict[str, TellStatus] = {}
+        self.serving: Serving = self.make_serving()
+        for own in roles:
+            self.join(own)
+
+    def make_serving(self) -> Serving:
+        return FakeServing(self)
+
+    def join(self, roles: Role) -> str:
+        """Another instance is ready."""
+        name, make = f"i{self.count}", self.policies[self.count % len(self.policies)]
+        self.count += 1
+        policy = make_batching(make) if isinstance(make, str) else make()
+        self.schedulers[name] = InstanceScheduler(name, self.limits, policy, roles)
+        self.engines[name] = FakeEngine(self.limits, policy.chunked)
+        self.delivered[name] = roles
+        self.serving.joined(name, roles)
+        return name
 
     # --- what takes its time
 
@@ -87,7 +147,13 @@ class FakeCluster:
         """All that could happen next: (what, where, from whom)."""
         found = [("message", to, source) for (source, to), queue in self.channels.items() if queue]
         found += [("step", name, "") for name, engine in self.engines.items() if engine.step]
-        return found + [("encode", name, "") for name, engine in self.engines.items() if engine.encoding]
+        found += [("encode", name, "") for name, engine in self.engines.items() if engine.encoding]
+        found += [("lost", name, "") for name in self.dying]
+        found += [("client", request_id, "") for request_id in self.serving.waiting()]
+        return found + [("status", name, "") for name, each in self.schedulers.items() if self._news(name, each)]
+
+    def _news(self, name: str, scheduler: InstanceScheduler) -> bool:
+        return self.tells_status and self.statuses.get(name) != scheduler.status()
 
     def advance(self, what: str, name: str, source: str, error: str = "") -> None:
         """One thing of `pending` happens; an encode may end with an error."""
@@ -99,22 +165,41 @@ class FakeCluster:
             case "encode":
                 engine = self.engines[name]
                 content_hash, engine.encoding = engine.encoding, ""
+                error = error if content_hash in engine.pictures else EVICTED
+                engine.pictures.discard(content_hash)
                 if error and error != EVICTED:
                     self.serving.broken.add(content_hash)
                 if not error:
                     engine.embeddings[content_hash] = embedding(content_hash)
                 self._event(name, Payload(EncodeEnded(content_hash, 0 if error else IMAGE_BYTES, error)))
 
-    def kill(self, name: str, forget: bool) -> None:
-        """An instance dies. What it had told the serving scheduler is read to the end; `forget`: its last words to peers
-        are lost."""
-        while self.channels.get((name, SERVING)):
-            self._deliver(name, SERVING)
+            case "status":
+                self.statuses[name] = self.schedulers[name].status()
+                self.post(name, SERVING, self.statuses[name])
+            case "lost":
+                self.dying.remove(name)
+                self.channels.pop((name, SERVING), None)
+                self.serving.lost(name)
+            case "client":
+                self.serving.resubmit(name)
+
+    def kill(self, name: str, forget: bool, last_words: int | None = None) -> None:
+        """An instance dies. `forget`: its last words to peers are lost. Of what it had told the serving scheduler
+        `last_words` are read (None = all, at once), some of them before that knows of the death and the rest never."""
+        if last_words is None:
+            while self.channels.get((name, SERVING)):
+                self._deliver(name, SERVING)
+        else:
+            words = self.channels.get((name, SERVING), deque())
+            while len(words) > last_words:
+                words.pop()
         for key in list(self.channels):
-            if key[1] == name or (key[0] == name and forget):
+            if key[1] == name or (key[0] == name and key[1] != SERVING and forget):
                 del self.channels[key]
         del self.schedulers[name], self.engines[name]
-        self.serving.lost(name)
+        self.dying.append(name)
+        if last_words is None:
+            self.advance("lost", name, "")
 
     def advance_some(self, events: int) -> None:
         """Random things of `pending` happen."""
@@ -127,7 +212,7 @@ class FakeCluster:
         idle = 0
         while pending := self.pending():
             self.advance(*self.random.choice(pending))
-            idle = 0 if any(each[0] != "message" for each in pending) else idle + 1
+            idle = 0 if any(each[0] in ("step", "encode") for each in pending) else idle + 1
             assert idle < 2000, "messages go round and nothing is computed"
         for answer in self.serving.answers.values():
             assert answer.over, f"{answer.request_id} at {answer.owner} was forgotten"
@@ -158,11 +243,15 @@ class FakeCluster:
 
     def _event(self, name: str, message: Payload) -> None:
         self.now_ns += 1
+        if isinstance(message.event, EncodeAsked) and message.pixels:
+            self.engines[name].pictures.add(message.event.content_hash)
         if isinstance(message.event, RolesSet):
             self.delivered[name] = message.event.roles
         for action in self.schedulers[name].handle(self.now_ns, message.event):
             self.seen[type(action).__name__] += 1
             self._act(name, action, message)
+        if isinstance(message.event, EncodeAsked) and not self.schedulers[name].will_encode(message.event.content_hash):
+            self.engines[name].pictures.discard(message.event.content_hash)
         self.check(name)
 
     def _act(self, name: str, action: InstanceAction, message: Payload) -> None:
