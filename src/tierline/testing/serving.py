@@ -241,6 +241,11 @@ class ServedCluster(FakeCluster):
 
     serving: RealServing
     tells_status = True
+    slow = ""  # an instance whose words reach the serving scheduler only when nothing else can happen
+
+    def pending(self) -> list[tuple[str, str, str]]:
+        found = super().pending()
+        return [each for each in found if each[1:] != (SERVING, self.slow)] or found
 
     def make_serving(self) -> RealServing:
         return RealServing(self)
