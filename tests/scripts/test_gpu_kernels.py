@@ -57,14 +57,17 @@ def run(*argv: str, env: dict[str, str] | None = None, said: str = "") -> subpro
 def test_without_a_gpu_the_script_says_so_and_ends_well(tmp_path: Path) -> None:
     for tool in ("bash", "dirname", "sed", "grep"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "")
-    for part in ([], ["jobs"], ["kernels"]):
+    for part in ([], ["jobs"], ["kernels"], ["serving"]):
         done = run("bash", str(SCRIPTS / "gpu"), *part, env={"PATH": str(tmp_path)})
         assert (done.returncode, "no NVIDIA GPU" in done.stdout) == (0, True), done.stderr
 
 
 def test_the_parts_are_named() -> None:
     done = run("bash", str(SCRIPTS / "gpu"), "kernals")
-    assert (done.returncode, done.stderr) == (2, "scripts/gpu: unknown part 'kernals'; there are jobs and kernels.\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "scripts/gpu: unknown part 'kernals'; there are jobs, kernels and serving.\n",
+    )
     assert "scripts/gpu kernels" in run("bash", str(SCRIPTS / "gpu"), "--help").stdout
 
 
