@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from tierline.policies.routing import make_routing
 
 if TYPE_CHECKING:
     from tierline.backends.serving.generator import EngineGenerator
+    from tierline.backends.serving.nursery import Host
     from tierline.core.serving_contracts import ModelText
     from tierline.engine.settings import InstanceSettings
 
@@ -187,9 +188,15 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
     }
 
 
-def build_generator(options: DeploymentOptions, on_failed_start: Callable[[str], None]) -> EngineGenerator:
+def build_generator(
+    options: DeploymentOptions,
+    on_failed_start: Callable[[str], None],
+    *,
+    hosts: Mapping[str, Host] | None = None,
+    listen: str = "",
+) -> EngineGenerator:
     """Start the instances; they join as they get ready. `on_failed_start` is told, from another thread, why an instance
-    cannot be started at all."""
+    cannot be started at all. `hosts` of instances `i0`, `i1`, ... that run elsewhere, and `listen`: `TorchInstances`."""
     from tierline.backends.serving.generator import EngineGenerator, Mailboxes
     from tierline.backends.serving.torch import TorchInstances
     from tierline.clock import WallClock
@@ -198,7 +205,9 @@ def build_generator(options: DeploymentOptions, on_failed_start: Callable[[str],
 
     clock, mailboxes = WallClock(), Mailboxes()
     scheduler = ServingScheduler(make_routing(options.routing), options.queue_limit)
-    instances = TorchInstances(instance_settings(options), clock, mailboxes, on_failed_start)
+    instances = TorchInstances(
+        instance_settings(options), clock, mailboxes, on_failed_start, hosts=hosts, listen=listen
+    )
     return EngineGenerator(scheduler, instances, Driver(scheduler, instances, clock), mailboxes, clock.close)
 
 

@@ -34,7 +34,8 @@ class InMessage:
         return [b"bytes", payload.numpy().tobytes()]
 
     def unpack(self, frames: list[bytes]) -> torch.Tensor | None:
-        return torch.frombuffer(bytearray(frames[1]), dtype=torch.uint8)
+        data = bytearray(frames[1])
+        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
     def forget(self, peer: str) -> None:
         pass
@@ -51,6 +52,8 @@ class SharedMemory:
         self._count = 0
 
     def pack(self, peer: str, payload: torch.Tensor) -> list[bytes]:
+        if not payload.numel():  # a last round may have no blocks left, and nothing cannot be mapped
+            return InMessage().pack(peer, payload)
         self._count += 1
         name = f"{self._name}.{peer}.{self._count}"
         descriptor = os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -45,6 +45,9 @@ class Mailboxes:
     def close(self, request_id: str) -> None:
         self._clients.pop(request_id, None)
 
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._clients)
+
     def answer(self, action: Answer) -> None:
         self._put(action.tokens.request_id, action.tokens)
 
@@ -152,8 +155,17 @@ class EngineGenerator:
         self._submit(RolesAsked(name, roles))
 
     def move(self, request_id: str, to: str) -> None:
-        """Ask for a request (by the id that `status` shows) to go on at another instance."""
+        """Ask for a request (by an id of `live_ids`) to go on at another instance."""
         self._submit(MoveWanted(request_id, to))
+
+    @property
+    def instances(self) -> TorchInstances:
+        """What it runs on."""
+        return self._instances
+
+    def live_ids(self) -> tuple[str, ...]:
+        """Requests that are being served, by the ids that `move` takes."""
+        return self._mailboxes.ids()
 
     def status(self) -> dict[str, Any]:
         """Instances, requests, counters; read by people, by `tierline chat` and by tests."""
