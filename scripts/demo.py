@@ -1,4 +1,5 @@
-"""The demo: one real sweep under several policies, each with the same slot-seconds; a table and a plot at the end.
+"""The demo: a served model that answers about pictures (`demo_serving.py`), then one real sweep under several policies,
+each with the same slot-seconds; a table and a plot at the end.
 
 For each policy a daemon of its own is started in a folder of its own, `examples/digits.toml` is submitted to it (24
 trainings, good and hostile hyperparameters), and after `--seconds` on every slot all is stopped. Results are judged from
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import demo_serving
 from demo_results import Recorder, Result, write_plot, write_table
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -148,10 +150,15 @@ def main() -> None:
     parser.add_argument("--quantum", type=float, default=1.0, help="seconds between decisions (default: %(default)s)")
     parser.add_argument("--policies", default="explsched,fifo", help="in this order (default: %(default)s)")
     parser.add_argument("--plot", type=Path, default=ROOT / "out" / "demo.png", help="(default: out/demo.png)")
+    parser.add_argument("--part", choices=("all", "jobs", "serving"), default="all", help="(default: %(default)s)")
     options = parser.parse_args()
     # Whoever ends the demo from outside gets the same clean-up as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(highlight=False)
+    if options.part != "jobs":
+        demo_serving.run(console, options.plot.with_name("demo_pictures.png"))
+    if options.part == "serving":
+        return
     try:
         results = [run(policy, options, console) for policy in options.policies.split(",")]
     except KeyboardInterrupt:

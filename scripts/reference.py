@@ -36,6 +36,7 @@ def pages() -> dict[str, str]:
         "reference/cli.md": "\n".join(command_line()) + _MADE,
         "reference/policies.md": "\n".join(policies()) + _MADE,
         "reference/kernel-policies.md": "\n".join(kernel_policies()) + _MADE,
+        "reference/serving-policies.md": "\n".join(serving_policies()) + _MADE,
         "reference/http.md": "\n".join(http_api()) + _MADE,
         "reference/openapi.json": json.dumps(openapi(), indent=1),
         "reference/daemon-options.md": "\n".join(daemon_options()) + _MADE,
@@ -162,6 +163,25 @@ def kernel_policies() -> Iterator[str]:
         yield f"\n## {policy.name}\n"
         for part, text in sections(policy.doc).items():
             yield f"- **{part.capitalize()}.** {text}"
+
+
+def serving_policies() -> Iterator[str]:
+    from tierline.cli.policies import sections
+    from tierline.policies import batching, registry, routing
+
+    yield "# Serving policies\n"
+    yield (
+        "Made from the registries. A *batching* policy composes an instance's iterations (`tierline serve --batching NAME`); a "
+        "*routing* policy names the instance for a stage of a request (`--routing NAME`). A policy of your own is named "
+        "`module:Class`.\n"
+    )
+    for family, policies_of in (("Batching", batching.POLICIES), ("Routing", routing.POLICIES)):
+        yield f"## {family}\n"
+        for name, target in policies_of.items():
+            yield f"### {name}\n\n`{target}`\n"
+            for part, text in sections(registry.policy_class(family, policies_of, name).__doc__ or "").items():
+                yield f"- **{part.capitalize()}.** {text}"
+            yield ""
 
 
 def _yes(value: bool) -> str:
