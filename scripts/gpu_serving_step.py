@@ -20,8 +20,9 @@ class Lacking(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`kinds`: checkpoints of the parity step, with so many `requests` each. `batches` of the throughput step; `rounds` of
-    each way, alternating. `move_tokens`: sequences that are moved. `steps` of the memory step."""
+    """`kinds`: checkpoints of the parity step (none = all there are), with so many `requests` each. `batches` of the
+    throughput step; `rounds` of each way, alternating. `move_tokens`: sequences that are moved. `steps` of the memory
+    step."""
 
     device: str
     kinds: tuple[str, ...]
@@ -57,7 +58,7 @@ class Settings:
 
 FULL = Settings(
     device="cuda",
-    kinds=("llama", "llava-clip", "llava-siglip", "qwen3", "qwen2.5-vl", "smolvlm"),
+    kinds=(),
     bf16_kinds=("llama", "llava-clip"),
     requests=40,
     shapes=("smollm2-135m", "llama-3b"),
