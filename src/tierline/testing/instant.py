@@ -101,6 +101,7 @@ class InstantGenerator:
 
     def __init__(self, answer: Sequence[int] | None = None, *, gap_s: float = 0.0, first_s: float = 0.0) -> None:
         self.answer = answer
+        self.end = END
         self.gap_s = gap_s
         self.first_s = first_s
         self.chunk = 1
@@ -152,7 +153,7 @@ class InstantGenerator:
                 if self.gap_s and made:
                     await asyncio.sleep(self.gap_s)
                 some = tokens[made : made + self.chunk]
-                ends = some[-1] == END or some[-1] in request.sampling.stop_token_ids
+                ends = some[-1] == self.end or some[-1] in request.sampling.stop_token_ids
                 finish: FinishReason | None = None if made + len(some) < len(tokens) else "stop" if ends else "length"
                 first, made = made, made + len(some)
                 yield TokensMade(request.request_id, first, some, _logprobs(request, some), finish, self.cached_tokens)
@@ -174,7 +175,7 @@ class InstantGenerator:
         sampling = request.sampling
         said = tuple(token for token in request.prompt if token < END) if self.answer is None else tuple(self.answer)
         many = (said or (46,)) * (sampling.max_tokens // max(1, len(said)) + 1)
-        said = many if sampling.ignore_eos else (*said, END)
+        said = many if sampling.ignore_eos else (*said, self.end)
         for position, token in enumerate(said):
             if token in sampling.stop_token_ids and position + 1 > sampling.min_tokens:
                 return (*said[:position], token)[: sampling.max_tokens]

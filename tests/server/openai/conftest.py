@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tierline.core.serving_contracts import ModelText
 from tierline.server.openai import FrontOptions, create_app, run
 from tierline.testing.instant import ByteText, InstantGenerator
 
@@ -19,7 +20,7 @@ from tierline.testing.instant import ByteText, InstantGenerator
 class Door:
     """`post` and `events` ask an application over ASGI, without a network."""
 
-    def __init__(self, generator: InstantGenerator, text: ByteText, options: FrontOptions, **more: Any) -> None:
+    def __init__(self, generator: InstantGenerator, text: ModelText, options: FrontOptions, **more: Any) -> None:
         self.generator = generator
         self.app = create_app(text, generator, options, **more)
 
@@ -58,7 +59,7 @@ def generator() -> Iterator[InstantGenerator]:
 class Live:
     """The front door on a port of this machine, in a thread; `url` ends in /v1."""
 
-    def __init__(self, generator: InstantGenerator, text: ByteText, options: FrontOptions, **more: Any) -> None:
+    def __init__(self, generator: InstantGenerator, text: ModelText, options: FrontOptions, **more: Any) -> None:
         self.generator = generator
         self.app = create_app(text, generator, options, **more)
         self.address = ("", 0)
