@@ -220,12 +220,20 @@ def moving(layout="EP D EPD"):
 
 def test_a_refused_move_is_tried_elsewhere_then_waits_for_news():
     told = moving()
-    (move,) = told.say("b", STATUS) + told.say("a", TellMoveFailed("r#1", "b", "full"))
+    (move,) = told.say("a", TellMoveFailed("r#1", "b", "full"))
     assert move.to == "c" and told.counts("b") == (0, 0, 0)
     assert told.say("a", TellMoveFailed("r#1", "c", "full")) == [] and told.counts("c") == (0, 0, 0)
     assert told.say("a", STATUS) == []  # who may not decode has no news for it
     (move,) = told.say("b", STATUS)
     assert move.to == "b"
+
+
+def test_news_of_room_that_overtakes_a_refusal_is_not_lost():
+    told = moving("EP D")
+    assert told.say("b", STATUS) == []
+    (move,) = told.say("a", TellMoveFailed("r#1", "b", "full"))
+    assert move.to == "b"
+    assert told.say("a", TellMoveFailed("r#1", "b", "full")) == []
 
 
 def test_a_failed_move_that_was_asked_for_leaves_it_where_it_is():

@@ -313,6 +313,7 @@ class ServingScheduler:
 
     def _has_room(self, server: Server) -> None:
         """An instance has told of its load, or of an end: some of those that no instance would take are sent there."""
+        server.news += 1
         if not self._held or Role.DECODE not in server.roles:
             return
         for live in list(islice(self._held.values(), TRIES)):
@@ -321,7 +322,7 @@ class ServingScheduler:
 
     def _move(self, live: Live, to: Server, reason: str) -> None:
         self._held.pop(live.request_id, None)
-        live.moving_to = to.name
+        live.moving_to, live.news = to.name, to.news
         to.count(decoding=1)
         self._out.append(MoveAttempt(live.owner, live.attempt, to.name, reason))
 
@@ -329,9 +330,11 @@ class ServingScheduler:
         self.counts["moves_failed"] += 1
         if live.moving_to != to:
             return
-        self._fleet.servers[to].count(decoding=-1)
+        target = self._fleet.servers[to]
+        target.count(decoding=-1)
         live.moving_to = ""
-        live.refused_by.add(to)
+        if target.news == live.news:  # else it has told of room since, and may take it now
+            live.refused_by.add(to)
         if live.held:
             self._find_decoder(live)
 

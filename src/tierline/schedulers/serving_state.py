@@ -30,6 +30,7 @@ class Live:
     prefilled: bool = False
     held: bool = False
     moving_to: str = ""
+    news: int = 0  # of `moving_to`, when it was asked
     refused_by: set[str] = field(default_factory=set)
     early: dict[int, tuple[TellTokens, tuple[TokenLogprob, ...]]] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)
@@ -67,6 +68,7 @@ class Server:
     decoding: int = 0
     encoding: int = 0
     images: set[str] = field(default_factory=set)
+    news: int = 0  # how often it has told that it may have room
     switches: int = 0  # role changes that a batch has confirmed
     asked_ns: int = 0  # when roles were last asked for
     switch_ns: int = 0  # how long the last change took until its first batch
