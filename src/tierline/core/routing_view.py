@@ -26,6 +26,6 @@ class RoutingPolicy(Protocol):
     """Chooses an instance for a stage. Pure but for its own declared memory."""
 
     def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: Request) -> str:
-        """The name of one of `instances`; there is one at least. All have the role, in order of joining; for an image whose embeddings
-        some have already, these are those."""
+        """The name of one of `instances`; there is one at least. They are in order of joining and all have the role; for an
+        image whose embeddings some have already, they are those."""
         ...
