@@ -17,7 +17,7 @@ from .conftest import Outcome
 Tierline = Callable[..., Outcome]
 COMMANDS = (
     "up", "down", "submit", "sweep", "ps", "why", "logs", "stop", "hold", "release", "top", "policies", "simulate",
-    "data", "replay", "doctor", "run", "kernels", "calibrate",
+    "data", "replay", "doctor", "run", "kernels", "calibrate", "serve", "chat",
 )  # fmt: skip
 
 

@@ -36,8 +36,17 @@ def order(tierline: Tierline, *arguments: str) -> dict[str, object]:
         tierline("serve", *arguments)
     path, command = caught.value.args
     assert path == sys.executable and command[1:4] == ["-P", "-m", "tierline.server.openai"]
-    found: dict[str, object] = json.loads(command[4])
+    with open(int(command[4]), "rb") as pipe:
+        found: dict[str, object] = json.loads(pipe.read())
     return found
+
+
+def test_keys_are_in_no_argument(tierline: Tierline) -> None:
+    with pytest.raises(Started) as caught:
+        tierline("serve", "--api-key", "a-secret")
+    _, command = caught.value.args
+    assert "a-secret" not in " ".join(command)
+    os.close(int(command[4]))
 
 
 def test_help_teaches(tierline: Tierline) -> None:

@@ -107,5 +107,9 @@ def serve(
     sys.stdout.flush()
     sys.stderr.flush()
     # -P: a file of the folder we happen to stand in must not be imported in place of a library.
-    command = [sys.executable, "-P", "-m", "tierline.server.openai", msgspec.json.encode(order).decode()]
-    os.execv(sys.executable, command)
+    # The order goes through a pipe, for everybody on this machine can read a process's arguments, and it may hold keys.
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(msgspec.json.encode(order))
+    os.set_inheritable(reading, True)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "tierline.server.openai", str(reading)])

@@ -1,4 +1,4 @@
-"""The process of `tierline serve`: `python -m tierline.server.openai ORDER`, an `Order` as JSON."""
+"""The process of `tierline serve`: `python -m tierline.server.openai FD`; an `Order` as JSON is read from that descriptor."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def main(order: Order) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(msgspec.json.decode(sys.argv[1], type=Order)))
+        with open(int(sys.argv[1]), "rb") as pipe:
+            told = msgspec.json.decode(pipe.read(), type=Order)
+        sys.exit(main(told))
     except TierlineError as error:
         print(f"tierline: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
