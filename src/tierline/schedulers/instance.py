@@ -325,7 +325,7 @@ class InstanceScheduler:
         )
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._moves.give_up(sequence)
+        self._moves.give_up(sequence, "it was preempted")
         if Role.PREFILL in self._state.roles:
             self._state.preempt(sequence)
             self._ask_for_images(sequence)

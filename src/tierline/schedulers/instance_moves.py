@@ -59,6 +59,7 @@ class Moves:
         self._settle = settle
         self._leaving: dict[str, Leaving] = {}
         self._source: dict[str, str] = {}  # arriving attempt -> where from
+        self._lost: set[str] = set()  # peers that are gone; their last offers may still be under way
         self._unanswered: set[tuple[str, str]] = (
             set()
         )  # attempt, peer: given up, but the peer's answer is still to come
@@ -124,11 +125,13 @@ class Moves:
             del self._leaving[event.request_id]
             self._state.drop(self._state.sequences[event.request_id])
 
-    def give_up(self, sequence: Sequence) -> None:
-        """The sequence has ended or lost its blocks here: the peer need not wait for it."""
+    def give_up(self, sequence: Sequence, reason: str = "") -> None:
+        """The sequence has ended or lost its blocks here: the peer need not wait for it. `reason`: it goes on here."""
         leaving = self._leaving.pop(sequence.request_id, None)
         if leaving is not None:
             self._state.out.append(CancelMove(sequence.request_id, leaving.to))
+            if reason:
+                self._state.out.append(TellMoveFailed(sequence.request_id, leaving.to, reason))
             if leaving.sending or not leaving.accepted:
                 self._unanswered.add((sequence.request_id, leaving.to))
         self._source.pop(sequence.request_id, None)
@@ -160,6 +163,8 @@ class Moves:
 
     def _why_not(self, event: MoveOffered) -> str:
         state = self._state
+        if event.source in self._lost:
+            return "its source is gone"
         if event.request.request_id in state.sequences:
             return "it has the request already"
         if Role.DECODE not in state.roles:
@@ -201,6 +206,7 @@ class Moves:
     # --- both
 
     def peer_lost(self, peer: str) -> None:
+        self._lost.add(peer)
         self._unanswered = {each for each in self._unanswered if each[1] != peer}
         for request_id in [key for key, leaving in self._leaving.items() if leaving.to == peer]:
             self._fail(request_id, f"instance {peer} was lost")

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tierline.core.errors import PixelsNeeded, RequestLost
@@ -175,11 +175,12 @@ class Inference:
     ) -> AsyncIterator[Piece]:
         """The answer as it is told. The generator is closed as soon as the answer ends, by itself or by a stop string.
         Pictures that turn out to be needed after all are decoded, and the generator is asked again."""
-        answer = job.answer
+        answer, told = job.answer, list(job.request.made)
         for _ in range(TRIES):
-            stream = self._service.generator.generate(job.request, pictures)
+            stream = self._service.generator.generate(replace(job.request, made=tuple(told)), pictures)
             try:
                 async for made in stream:
+                    told += made.tokens[len(told) - made.first :]
                     job.timing.made(len(made.tokens))
                     piece = answer.take(made)
                     if piece.finish is not None:
@@ -189,9 +190,7 @@ class Inference:
                         return
                     yield piece
                 raise RequestLost("The answer broke off.")
-            except PixelsNeeded as need:
-                if answer.tokens:
-                    raise RequestLost("A picture was missing in the middle of the answer.") from need
+            except PixelsNeeded as need:  # also in the middle of the answer, when its instance was lost
                 pictures |= await self._service.pixels.decode(prepared.images, need.hashes, hold)
             finally:
                 await close(stream)
