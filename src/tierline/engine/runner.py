@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,15 +152,19 @@ class ModelRunner:
         return hidden
 
     def _put_images(self, rows: torch.Tensor, chunks: Sequence[Chunk]) -> None:
-        """Overwrite the rows of placeholders with the images' embeddings."""
+        """Overwrite the rows of placeholders with the images' embeddings. Between an image's placeholders other tokens may
+        stand, as where it is cut into tiles."""
         row = 0
         for chunk in chunks:
-            last = chunk.first + chunk.tokens
-            for image in self._sequences[chunk.request_id].request.images:
+            sequence, last = self._sequences[chunk.request_id], chunk.first + chunk.tokens
+            for image in sequence.request.images:
                 begin, end = max(image.start, chunk.first), min(image.end, last)
                 if begin < end:
-                    part = self._embeddings[image.content_hash][begin - image.start : end - image.start]
-                    rows[row + begin - chunk.first : row + end - chunk.first] = part.to(rows.dtype)
+                    token = self._family.config.image_token_id
+                    places = [at for at in range(image.start, end) if sequence.tokens[at] == token]
+                    passed = bisect.bisect_left(places, begin)
+                    part = self._embeddings[image.content_hash][passed : len(places)].to(rows.dtype)
+                    rows[[row + at - chunk.first for at in places[passed:]]] = part
             row += chunk.tokens
 
     def _positions(self, chunks: Sequence[Chunk]) -> torch.Tensor:

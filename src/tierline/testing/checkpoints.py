@@ -143,6 +143,72 @@ def _llava_siglip(folder: Path) -> Any:
     return _llava(folder, vision, "full")
 
 
+def _qwen2_5_vl(folder: Path) -> Any:
+    """Images of 4 to 30 tokens, rotary positions with three axes, windows of 2 x 2 merged patches in the tower."""
+    tokenizer = make_tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
+    tokenizer.save_pretrained(folder)
+    transformers.Qwen2VLImageProcessorPil(
+        patch_size=4, size={"shortest_edge": 4 * 64, "longest_edge": 30 * 64}
+    ).save_pretrained(folder)
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "out_hidden_size": TEXT["hidden_size"],
+        "fullatt_block_indexes": [1],
+    }
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    number = tokenizer.convert_tokens_to_ids
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=_text(tokenizer, rope_parameters=rope),
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _tiled(folder: Path, name: str, splits: bool) -> Any:
+    tokenizer = make_tokenizer()
+    image_processor = getattr(transformers, f"{name}ImageProcessorPil")(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=splits
+    )
+    if name == "Idefics3":
+        processor = transformers.Idefics3Processor(
+            image_processor, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template
+        )
+        processor.save_pretrained(folder)
+    else:  # its processor needs a processor for videos, and that torchvision
+        tokenizer.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=vision,
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
+
+
+def _smolvlm(folder: Path) -> Any:
+    """Up to 2 x 2 tiles of 4 tokens, and 4 for the whole."""
+    return _tiled(folder, "SmolVLM", splits=True)
+
+
+def _idefics3(folder: Path) -> Any:
+    """Images that are not cut."""
+    return _tiled(folder, "Idefics3", splits=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """`make(folder)` writes tokenizer and processor and answers the model; `placeholder` is what the chat template writes
@@ -159,6 +225,11 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "qwen3": Checkpoint(_qwen3),
     "llava-clip": Checkpoint(_llava_clip, "<image>", ((40, 30), (32, 32), (100, 50))),
     "llava-siglip": Checkpoint(_llava_siglip, "<image>", ((40, 30), (32, 32), (100, 50))),
+    "qwen2_5_vl": Checkpoint(
+        _qwen2_5_vl, "<|vision_start|><|image_pad|><|vision_end|>", ((40, 30), (16, 16), (25, 90), (100, 7))
+    ),
+    "smolvlm": Checkpoint(_smolvlm, "<image>", ((40, 30), (64, 64), (25, 90), (100, 7))),
+    "idefics3": Checkpoint(_idefics3, "<image>", ((40, 30), (64, 64))),
 }
 TINY_CHECKPOINT = Checkpoint(_llama, "<image>", ((96, 96), (40, 64)))  # tiny-vlm, which is not made here
 

@@ -36,6 +36,7 @@ from tierline.schedulers.instance_state import InstanceLimits
 from tierline.testing.evidence import Watched, Witness
 
 LAYOUTS: Mapping[str, tuple[str, ...]] = {
+    "alone": ("EPD",),
     "EPD": ("EPD", "EPD"),
     "P|D": ("EP", "EP", "D", "D"),
     "E|PD": ("E", "E", "PD", "PD"),

@@ -136,7 +136,24 @@ class Reference:
 
 
 def processor_of(folder: str) -> Any:
-    """The checkpoint's processor, with pictures prepared by PIL."""
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    processor.image_processor = image_processor(folder)
-    return processor
+    """The checkpoint's processor, with pictures prepared by PIL. Those of Qwen2.5-VL and SmolVLM are opened without their
+    part for videos, which needs torchvision."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if config.model_type not in ("qwen2_5_vl", "smolvlm"):
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor.image_processor = image_processor(folder)
+        return processor
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if config.model_type == "smolvlm":
+        vision = config.vision_config
+        length = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+        return transformers.Idefics3Processor(image_processor(folder), tokenizer, image_seq_len=length)
+
+    class WithoutVideos(transformers.Qwen2_5_VLProcessor):  # type: ignore[misc]
+        def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+            self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+            transformers.ProcessorMixin.__init__(self, image_processor, tokenizer)
+
+    return WithoutVideos(image_processor(folder), tokenizer)
