@@ -78,6 +78,12 @@ def test_shapes_and_context(case: Callable[[str], Case]) -> None:
     assert {context_tokens(config) for config in (text, wide, picture)} == {CONTEXT_TOKENS}
 
 
+def test_a_sliding_window_bounds_the_context() -> None:
+    assert context_tokens(transformers.MistralConfig(max_position_embeddings=900, sliding_window=64)) == 64
+    assert context_tokens(transformers.MistralConfig(max_position_embeddings=900, sliding_window=None)) == 900
+    assert context_tokens(transformers.Qwen2Config(max_position_embeddings=900, use_sliding_window=False)) == 900
+
+
 def test_end_tokens_are_read(case: Callable[[str], Case], tmp_path: Path) -> None:
     folder = case("llava-clip").folder
     config = read_config(folder)

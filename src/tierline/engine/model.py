@@ -58,7 +58,11 @@ def kv_shape(config: Any) -> KvShape:
 
 
 def context_tokens(config: Any) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
+    """How long a sequence may get. Where a model attends over a sliding window, no longer than that: so far its attention is
+    the plain one."""
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", 2048))
+    return min(longest, getattr(text, "sliding_window", None) or longest)
 
 
 def load(name: str, dtype: torch.dtype, device: torch.device) -> TextFamily:

@@ -247,7 +247,7 @@ class Cluster:
         links = [link for link, messages in self._links.items() if messages]
         told = [name for name, messages in self.tells.items() if messages]
         steps = [name for name, instance in self.instances.items() if instance.has_step]
-        if (links or told) and self.rng.random() < 0.6:
+        if (links or told) and self.rng.random() < 0.85:
             steps = []  # else most of a short answer is made before a message is read
         lanes = [name for name, scheduler in self.schedulers.items() if scheduler.status().encoding]
         count = len(links) + len(told) + len(steps) + len(lanes) + bool(self._parked)
