@@ -136,3 +136,18 @@ def test_transformers_opens_what_is_built(tmp_path: Path, kind: str) -> None:
 
 def test_what_nobody_knows_is_served_as_text() -> None:
     assert family_of("something-new") is TextFamily
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, "caps scores"),
+        ({"model_type": "gpt_oss"}, "sinks"),
+    ],
+)
+def test_an_attention_that_is_not_the_plain_one_is_refused(
+    tmp_path: Path, config: dict[str, object], said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match=said):
+        load(str(tmp_path), torch.float32, torch.device("cpu"))

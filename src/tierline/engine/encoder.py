@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tierline.core.request import Picture
+from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
 
 
@@ -30,6 +31,7 @@ class EncoderLane:
 
     def __init__(self, family: TextFamily, wake: Callable[[], None]) -> None:
         self._family = family
+        self._layout = image_layout_of(family.config, family.folder)
         self._wake = wake
         self._done: queue.SimpleQueue[Encoded] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -56,8 +58,18 @@ class EncoderLane:
         try:
             with torch.inference_mode():
                 embeddings = self._family.encode([picture])[0].contiguous()
+            self._check(picture, len(embeddings))
             result = Encoded(picture.content_hash, embeddings)
         except Exception as error:  # whatever a model's processor raises belongs to this image, not to its neighbours
             result = Encoded(picture.content_hash, None, f"{type(error).__name__}: {error}")
         self._done.put(result)
         self._wake()
+
+    def _check(self, picture: Picture, made: int) -> None:
+        """A prompt has a place for each embedding. Raises `ValueError` where the model makes another number of them."""
+        if self._layout is None:
+            return
+        layout = self._layout(picture.width, picture.height)
+        wanted = layout.tokens.count(layout.image_token)
+        if made != wanted:
+            raise ValueError(f"the model made {made} embeddings, and the prompt has {wanted} places for them")

@@ -14,6 +14,7 @@ from tierline.engine.families import family_of
 from tierline.engine.families.text import TextFamily
 
 TINY_VLM = Path(__file__).parent / "tiny_vlm"
+SINKS = frozenset({"gpt_oss"})  # model types with learnt scores that no position stands for
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -73,6 +74,7 @@ def load(name: str, dtype: torch.dtype, device: torch.device) -> TextFamily:
     from transformers import AttentionInterface
 
     config = read_config(name)
+    _check_attention(name, config)
     family = family_of(config.model_type)
     AttentionInterface.register(attention.NAME, attention.paged_attention)
     auto = getattr(transformers, family.auto_class)
@@ -84,6 +86,17 @@ def load(name: str, dtype: torch.dtype, device: torch.device) -> TextFamily:
     made = family(model, config, locate(name))
     made.backbone.config._attn_implementation = attention.NAME
     return made
+
+
+def _check_attention(name: str, config: Any) -> None:
+    """Raises `InvalidInput` for a model whose attention is another than the plain one, and would be computed wrongly."""
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        raise InvalidInput(
+            f"model '{name}': its attention caps scores (attn_logit_softcapping), which is not supported yet."
+        )
+    if config.model_type in SINKS:
+        raise InvalidInput(f"model '{name}': its attention has sinks, which are not supported yet.")
 
 
 def end_tokens(name: str, config: Any) -> tuple[int, ...]:
