@@ -98,7 +98,7 @@ class TorchInstances:
         hosts: Mapping[str, Host] | None = None,
         listen: str = "",
     ) -> None:
-        if hosts and not listen:
+        if not listen and any(host.address for host in (hosts or {}).values()):
             raise InvalidInput("instances on other hosts need an address of this host to connect to")
         if listen and any(template.transfer != "zmq" for template in templates.values()):
             raise InvalidInput("instances on several hosts need --transfer zmq")
