@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from tierline.workloads.scenes import (
 PATCH_PX = 14
 SIDE_PATCHES = SIDE_PX // PATCH_PX
 PATCHES = SIDE_PATCHES**2
+MASK = 7  # parts of a patch's side
 BLIND = -100  # a label that is not learned
 SYSTEM = (
     "You are a helpful assistant.",
@@ -57,14 +58,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """What the tower should know of each patch, one row a picture."""
+
+    classes: torch.Tensor  # (pictures, patches, 4): shape, colour, position, number of shapes in the picture
+    boxes: torch.Tensor  # (pictures, patches, 4): the edges of the patch's shape, in patches from the patch's middle
+    masks: torch.Tensor  # (pictures, patches, MASK²): how much of each part of the patch is covered by a shape
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     tokens: torch.Tensor  # (rows, length)
     labels: torch.Tensor
     places: torch.Tensor
     mask: torch.Tensor  # (rows, 1, length, length), added to the scores: 0 where seen, else −∞, nearly
     pixels: torch.Tensor  # (pictures, 3, side, side)
-    patches: torch.Tensor  # (pictures, patches, 4): shape, colour, position, number of shapes in the picture
-    boxes: torch.Tensor  # (pictures, patches, 4): where the edges of the patch's shape are, in patches from its middle
+    truth: Truth
 
 
 class Rows:
@@ -150,8 +159,14 @@ def pixels_of(scene: Scene, rng: random.Random) -> np.ndarray:
     return (np.asarray(image, dtype=np.float32) / 127.5 - 1.0).transpose(2, 0, 1)
 
 
-def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """What the tower should know of each patch: classes (patches, 4), one past the last for background, and boxes."""
+def truth_of(scenes: list[Scene]) -> Truth:
+    classes, boxes = zip(*(_patches(scene) for scene in scenes), strict=True)
+    masks = np.stack([_masks(scene) for scene in scenes])
+    return Truth(torch.from_numpy(np.stack(classes)), torch.from_numpy(np.stack(boxes)), torch.from_numpy(masks))
+
+
+def _patches(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Classes, one past the last for background, and boxes."""
     boxes = np.zeros((SIDE_PATCHES, SIDE_PATCHES, 4), dtype=np.float32)
     middles = np.arange(SIDE_PATCHES) + 0.5
     labels = np.empty((SIDE_PATCHES, SIDE_PATCHES, 4), dtype=np.int64)
@@ -168,9 +183,14 @@ def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return labels.reshape(PATCHES, 4), boxes.reshape(PATCHES, 4)
 
 
-def all_labels(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    classes, boxes = zip(*(patch_labels(scene) for scene in scenes), strict=True)
-    return torch.from_numpy(np.stack(classes)), torch.from_numpy(np.stack(boxes))
+def _masks(scene: Scene) -> np.ndarray:
+    """The scene in white on black, each patch MASK × MASK."""
+    shapes = tuple(replace(shape, rgb=(255, 255, 255), outline_px=0) for shape in scene.shapes)
+    image = draw(replace(scene, background=(0, 0, 0), shapes=shapes)).convert("L")
+    side = SIDE_PATCHES * MASK
+    parts = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255.0
+    parts = parts.reshape(SIDE_PATCHES, MASK, SIDE_PATCHES, MASK).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(parts).reshape(PATCHES, MASK * MASK)
 
 
 def collate(rows: list[Row], rng: random.Random, pad: int) -> Batch:
@@ -189,13 +209,11 @@ def collate(rows: list[Row], rng: random.Random, pad: int) -> Batch:
     mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(torch.from_numpy(~seen), -1e4)
     scenes = [scene for row in rows for scene in row.pictures]
     pixels = np.stack([pixels_of(scene, rng) for scene in scenes])
-    patches, boxes = all_labels(scenes)
     return Batch(
         *(torch.from_numpy(part) for part in (tokens, labels, places)),
         mask=mask[:, None],
         pixels=torch.from_numpy(pixels),
-        patches=patches,
-        boxes=boxes,
+        truth=truth_of(scenes),
     )
 
 
@@ -220,15 +238,15 @@ class SceneBatches(IterableDataset):  # type: ignore[type-arg]
 
 
 class PictureBatches(IterableDataset):  # type: ignore[type-arg]
-    """(pixels, patch classes, boxes) alone, for the vision tower's first minutes."""
+    """Pixels and truth alone, for the vision tower's first minutes."""
 
     def __init__(self, pictures: int, first_seed: int, batches: int) -> None:
         self.pictures, self.first_seed, self.batches = pictures, first_seed, batches
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Truth]]:
         for batch in range(self.batches):
             start = self.first_seed + batch * self.pictures
             scenes = [training_scene(seed) for seed in range(start, start + self.pictures)]
             rng = random.Random(f"pictures {start}")
             pixels = np.stack([pixels_of(scene, rng) for scene in scenes])
-            yield torch.from_numpy(pixels), *all_labels(scenes)
+            yield torch.from_numpy(pixels), truth_of(scenes)
