@@ -178,7 +178,7 @@ def judged(server: ServeProcess, found: dict[str, Any], seconds: float) -> dict[
         faults.append(f"KV blocks are held with nobody asking: {status}")
     if {each["pid"] for each in status["instances"]} - set(found["pids"].values()):
         faults.append("an instance has died")
-    left = [str(path) for folder in Path("/dev/shm").glob("tierline-serve-*") for path in folder.iterdir()]
+    left = [str(path) for path in Path("/dev/shm").glob("tierline-serve-*/transfers/*")]
     if left:
         faults.append(f"transfers are left: {left}")
     processes = {}

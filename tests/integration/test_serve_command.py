@@ -46,16 +46,18 @@ def server(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         running.wait_ready(3)
         yield running
     finally:
-        children = children_of(running.pid)
+        children, mine = children_of(running.pid), names(tmp)
         code = running.stop()
     assert code == 0, running.stderr.read_text()
-    assert nothing_left(tmp, children)
+    assert nothing_left(tmp, children, mine)
     assert "Traceback" not in running.stderr.read_text()
 
 
-def nothing_left(tmp: Path, children: list[int]) -> bool:
-    shm = [path for path in Path("/dev/shm").glob("tierline-serve-*") if path.name.removesuffix("-shm") in names(tmp)]
-    return not [pid for pid in children if is_alive(pid)] and not names(tmp) and not shm
+def nothing_left(tmp: Path, children: list[int], mine: list[str]) -> bool:
+    """`mine`: names of the server's folders while it ran."""
+    assert len(mine) == 1
+    memory = [name for name in mine if Path(f"/dev/shm/{name}-shm").exists()]
+    return not [pid for pid in children if is_alive(pid)] and not names(tmp) and not memory
 
 
 def names(tmp: Path) -> list[str]:
@@ -202,7 +204,7 @@ def test_clients_that_leave_free_their_blocks(server: ServeProcess) -> None:
 def test_a_signal_lets_answers_end(folder: str, tmp_path: Path) -> None:
     server = serve_process(folder, tmp_path, *OPTIONS[2:], "--roles", "EPD")
     server.wait_ready(1)
-    children = children_of(server.pid)
+    children, mine = children_of(server.pid), names(tmp_path)
     assert len(children) == 2
     wanted = whole(server, 2)
     with ThreadPoolExecutor(4) as pool:
@@ -211,7 +213,7 @@ def test_a_signal_lets_answers_end(folder: str, tmp_path: Path) -> None:
         server.process.terminate()
         assert [one.result() for one in asked] == [wanted] * 4
     assert server.wait() == 0
-    assert nothing_left(tmp_path, children)
+    assert nothing_left(tmp_path, children, mine)
 
 
 def test_a_killed_server_takes_its_processes_along(folder: str, tmp_path: Path) -> None:
@@ -226,6 +228,7 @@ def test_a_killed_server_takes_its_processes_along(folder: str, tmp_path: Path) 
     assert len(left) == 1, "nobody was left to remove it"
     next_one = serve_process(folder, tmp_path, *OPTIONS[2:], "--roles", "EPD")
     assert left[0] not in names(tmp_path), "the next server removes it"
+    assert not Path(f"/dev/shm/{left[0]}-shm").exists()
     assert len(names(tmp_path)) == 1
     assert next_one.stop() == 0
     assert names(tmp_path) == []

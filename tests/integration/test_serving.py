@@ -265,10 +265,12 @@ def test_payloads_travel_in_messages_too(questions: Questions) -> None:
 
 
 def test_folders_of_a_dead_server_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tmp_path / "memory"
+    foreign = memory / f"{PREFIX}foreign-shm"
+    foreign.mkdir(parents=True)
+    (memory / f"{PREFIX}file-shm").write_text("")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    foreign = tmp_path / f"{PREFIX}foreign"
-    foreign.mkdir()
-    (tmp_path / f"{PREFIX}file").write_text("")
+    monkeypatch.setattr("tierline.backends.serving.folders.MEMORY", memory)
     dead, alive = RunFolders.make(), RunFolders.make()
     (dead.run / "x.sock").write_text("")
     (dead.shm / "a.b.1").write_text("")

@@ -1,4 +1,5 @@
-"""The folders of a running server: sockets and logs in one, transfers in the other, which lies in memory."""
+"""The folders of a running server: sockets and logs in one; transfers, and the lock that says it lives, in one that lies in
+memory."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "tierline-serve-"
-LOCK = "lock"
+SHM = "-shm"
+LOCK, TRANSFERS = "lock", "transfers"
 MEMORY = Path("/dev/shm")
 
 
 @dataclass(slots=True)
 class RunFolders:
-    """`run` and `shm` have one name and mode 0700. The server holds a lock on a file in `run` as long as it lives; folders
+    """`run` and `shm`, mode 0700. The server holds a lock on a file in `shm`, which names `run`, as long as it lives; folders
     of one that was killed are removed by the next server of the same user, which finds the lock free."""
 
     run: Path
@@ -31,16 +33,19 @@ class RunFolders:
         """New folders, after those of dead servers are removed."""
         _clean()
         name = PREFIX + secrets.token_hex(6)
-        run, shm = Path(tempfile.gettempdir()) / name, _memory() / f"{name}-shm"
-        run.mkdir(mode=0o700)
+        run, shm = Path(tempfile.gettempdir()) / name, _memory() / f"{name}{SHM}"
         shm.mkdir(mode=0o700)
-        lock = os.open(run / f"{LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        new = shm / f"{LOCK}.new"
+        lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (run / f"{LOCK}.new").rename(run / LOCK)  # it is never there without being held, as long as we live
-        return cls(run, shm, lock)
+        os.write(lock, os.fsencode(run))
+        new.rename(shm / LOCK)  # it is never there without being held, as long as we live
+        run.mkdir(mode=0o700)
+        (shm / TRANSFERS).mkdir(mode=0o700)
+        return cls(run, shm / TRANSFERS, lock)
 
     def remove(self) -> None:
-        _remove(self.run.name)
+        _remove(self.run, self.shm.parent)
         os.close(self.lock)
 
 
@@ -48,20 +53,26 @@ def _memory() -> Path:
     return MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def _remove(name: str) -> None:
-    shutil.rmtree(_memory() / f"{name}-shm", ignore_errors=True)
-    shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
+def _remove(run: Path, shm: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.rmtree(shm, ignore_errors=True)
+
+
+def _is_ours(path: Path) -> bool:
+    seen = path.lstat()
+    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid()
 
 
 def _clean() -> None:
-    for run in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for shm in _memory().glob(f"{PREFIX}*{SHM}"):
         with contextlib.suppress(OSError):
-            seen = run.lstat()
-            if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
+            if not _is_ours(shm):
                 continue
-            lock = os.open(run / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = os.open(shm / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(run.name)
+                run = Path(os.fsdecode(os.read(lock, 4096)))
+                if run.name == shm.name.removesuffix(SHM):
+                    _remove(run, shm)
             finally:
                 os.close(lock)
