@@ -163,7 +163,9 @@ def _effect(action: Action) -> tuple[object, ...]:
         case RecordRefusal(job_id):
             return "refusal", job_id
         case _:  # of the serving tier: everything but the reason
-            return type(action).__name__, *(getattr(action, each.name) for each in fields(action) if each.name != "reason")
+            return type(action).__name__, *(
+                getattr(action, each.name) for each in fields(action) if each.name != "reason"
+            )
 
 
 def _switch(run: Run, later: Run, scheduler: S, hand_over: HandOver[S]) -> tuple[Run, S]:
