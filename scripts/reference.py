@@ -172,8 +172,8 @@ def serving_policies() -> Iterator[str]:
     yield "# Serving policies\n"
     yield (
         "Made from the registries. A *batching* policy composes an instance's iterations (`tierline serve --batching "
-        "NAME`); a *routing* policy names the instance for a stage of a request (`--routing NAME`). A policy of your own is named "
-        "`module:Class`.\n"
+        "NAME`); a *routing* policy names the instance for a stage of a request (`--routing NAME`). A policy of your own is "
+        "named `module:Class`.\n"
     )
     for family, policies_of in (("Batching", batching.POLICIES), ("Routing", routing.POLICIES)):
         yield f"## {family}\n"
