@@ -86,15 +86,15 @@ def body(number: int, tokens: int = 60, **more: Any) -> dict[str, Any]:
     }
 
 
-def whole(server: ServeProcess, number: int) -> str:
-    answer = httpx.post(server.url + CHAT, json=body(number), timeout=120)
+def whole(server: ServeProcess, number: int, tokens: int = 60) -> str:
+    answer = httpx.post(server.url + CHAT, json=body(number, tokens), timeout=120)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-def streamed(server: ServeProcess, number: int) -> str:
+def streamed(server: ServeProcess, number: int, tokens: int = 60) -> str:
     found: list[str] = []
-    with httpx.stream("POST", server.url + CHAT, json=body(number, stream=True), timeout=120) as answer:
+    with httpx.stream("POST", server.url + CHAT, json=body(number, tokens, stream=True), timeout=120) as answer:
         assert answer.status_code == 200
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     assert lines[-1] == "[DONE]", lines[-1]
@@ -206,10 +206,10 @@ def test_a_signal_lets_answers_end(folder: str, tmp_path: Path) -> None:
     server.wait_ready(1)
     children, mine = children_of(server.pid), names(tmp_path)
     assert len(children) == 2
-    wanted = whole(server, 2)
+    wanted = whole(server, 2, 300)
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(streamed, server, 2) for _ in range(4)]
-        wait_until(lambda: server.status()["live"] > 0, "they are being answered")
+        asked = [pool.submit(streamed, server, 2, 300) for _ in range(4)]
+        wait_until(lambda: server.status()["live"] == 4, "they are being answered")
         server.process.terminate()
         assert [one.result() for one in asked] == [wanted] * 4
     assert server.wait() == 0
