@@ -10,8 +10,8 @@ Repeat with:
 
     python scripts/train_tiny_vlm.py --state /tmp/tiny-vlm
 
-It takes about an hour on one core. The state folder keeps the finished tower, and what the joint stage needs to go on where
-it was interrupted.
+About an hour on one core, by the pace of its parts; as a whole it has not been run yet. The state folder keeps the finished
+tower, and what the joint stage needs to go on where it was interrupted.
 """
 
 from __future__ import annotations
