@@ -16,9 +16,13 @@ import msgspec
 from tierline.core.actions import Action
 from tierline.core.errors import StateUnusable
 from tierline.core.events import Event
+from tierline.core.instance_actions import Tell
+from tierline.core.request import TokenLogprob
+from tierline.core.serving_events import InstanceSaid
 
 EVENT_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 ACTION_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Action)}
+TELL_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Tell)}
 
 T = TypeVar("T")
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -26,13 +30,33 @@ _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def encode_event(event: Event) -> tuple[str, str]:
     """(kind, JSON object). Raises `ValueError` when it holds NaN or infinity, which is a fault of ours."""
-    return type(event).__name__, _to_json(msgspec.to_builtins(event))
+    fields = msgspec.to_builtins(event)
+    if isinstance(event, InstanceSaid):
+        fields["message"] = {"type": type(event.message).__name__, **fields["message"]}
+    return type(event).__name__, _to_json(fields)
 
 
 def decode_event(kind: str, body: str) -> Event:
     """Raises `StateUnusable` when the record is damaged or of a kind nobody knows."""
+    if kind == InstanceSaid.__name__:
+        return _decode(EVENT_TYPES, "event", kind, lambda _: _said(body))  # type: ignore[no-any-return]
     event: Event = _decode(EVENT_TYPES, "event", kind, lambda shape: msgspec.json.decode(body, type=shape))
     return event
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """An `InstanceSaid` as it is written: its message with the kind under `type`."""
+
+    name: str
+    message: dict[str, Any]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def _said(body: str) -> InstanceSaid:
+    row = msgspec.json.decode(body, type=_Said)
+    kind = str(row.message.pop("type", ""))
+    said = _decode(TELL_TYPES, "word of an instance", kind, lambda shape: msgspec.convert(row.message, shape))
+    return InstanceSaid(row.name, said, row.logprobs)
 
 
 def encode_actions(actions: Sequence[Action]) -> str:
