@@ -48,7 +48,7 @@ def test_the_reference_is_well_separated_and_the_prompts_are_the_processors(
     lengths = {len(request.prompt) for request in made.requests}
     assert min(lengths) <= 2
     assert max(lengths) > 450
-    assert len({answer.tokens for answer in made.answers.values()}) > 40
+    assert len({answer.tokens for answer in made.answers.values()}) > 30
     if kind not in TEXT:
         assert {len(request.images) for request in made.requests} == {0, 1, 2, 3, 4}
         hashes = [image.content_hash for request in made.requests for image in request.images]
