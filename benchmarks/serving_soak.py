@@ -132,10 +132,14 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any], kind: str, tally: T
         tally.faults.append(f"{kind}: {answer.status_code}")
 
 
-def sample(pids: dict[str, int], second: float, samples: dict[str, list[Sample]]) -> None:
-    for name, pid in pids.items():
-        threads = len(os.listdir(f"/proc/{pid}/task"))
-        samples[name].append(Sample(second, rss_bytes(pid), descriptors(pid), threads))
+def sample(pids: dict[str, int], second: float, samples: dict[str, list[Sample]], faults: list[str]) -> None:
+    for name, pid in list(pids.items()):
+        try:
+            threads = len(os.listdir(f"/proc/{pid}/task"))
+            samples[name].append(Sample(second, rss_bytes(pid), descriptors(pid), threads))
+        except FileNotFoundError:
+            faults.append(f"{name} was gone after {second:.0f} s")
+            del pids[name]
 
 
 def slope_bytes_a_minute(samples: list[Sample]) -> float:
@@ -161,7 +165,7 @@ async def soak(server: ServeProcess, seconds: float, clients: int) -> dict[str, 
     ]
     while time.monotonic() - began < seconds:
         await asyncio.sleep(min(SAMPLE_S, seconds / 20))
-        sample(pids, time.monotonic() - began, samples)
+        sample(pids, time.monotonic() - began, samples, tally.faults)
     await asyncio.gather(*tasks)
     for _ in range(200):
         if server.is_idle():
@@ -176,13 +180,12 @@ def judged(server: ServeProcess, found: dict[str, Any], seconds: float) -> dict[
     faults = list(tally.faults)
     if status["live"] or any(each["free_blocks"] != each["total_blocks"] for each in status["instances"]):
         faults.append(f"KV blocks are held with nobody asking: {status}")
-    if {each["pid"] for each in status["instances"]} - set(found["pids"].values()):
-        faults.append("an instance has died")
     left = [str(path) for path in Path("/dev/shm").glob("tierline-serve-*/transfers/*")]
     if left:
         faults.append(f"transfers are left: {left}")
     processes = {}
-    for name, rows in found["samples"].items():
+    for name in found["pids"]:
+        rows = found["samples"][name]
         warm = [each for each in rows if each.second >= WARM_SHARE * seconds]
         pid = found["pids"][name]
         first, last = warm[: max(1, len(warm) // 5)], warm[-max(1, len(warm) // 5) :]
@@ -223,7 +226,9 @@ def main() -> int:
         finally:
             code = server.stop()
         if code:
-            found["faults"].append(f"the server ended with {code}: {server.stderr.read_text()[-500:]}")
+            found["faults"].append(f"the server ended with {code}")
+        if said := server.stderr.read_text():
+            found["faults"].append(f"the server said: {said[-2000:]}")
         left = [path.name for path in Path(tmp).glob("tierline-*")]
         if left:
             found["faults"].append(f"folders are left: {left}")
