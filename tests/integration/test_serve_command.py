@@ -189,8 +189,9 @@ def test_clients_that_leave_free_their_blocks(server: ServeProcess) -> None:
         with contextlib.suppress(httpx.HTTPError):
             httpx.post(server.url + CHAT, json=body(number, 800), timeout=0.01 + 0.05 * (number % 4))
 
+    pids = {each["pid"] for each in server.status()["instances"]}
     threads = [
-        threading.Thread(target=deed, args=(number,)) for number in range(50, 62) for deed in (leave, never_read)
+        threading.Thread(target=deed, args=(number,)) for number in range(50, 70) for deed in (leave, never_read)
     ]
     for thread in threads:
         thread.start()
@@ -198,6 +199,7 @@ def test_clients_that_leave_free_their_blocks(server: ServeProcess) -> None:
         thread.join()
     wait_until(server.is_idle, "all KV blocks are free")
     assert server.status()["live"] == 0
+    assert {each["pid"] for each in server.status()["instances"]} == pids, "it costs no instance"
     assert whole(server, 1) == streamed(server, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -127,7 +128,7 @@ class Instance:
         if self._due is None:
             return
         step, self._due = self._due, None
-        sampled = self._runner.run(step)
+        sampled = self._runner.run(step) if step.chunks else []
         self._logprobs = {each.request_id: each.logprob for each in sampled if each.logprob is not None}
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
@@ -147,6 +148,9 @@ class Instance:
                 self._runner.add(action.request)
             case DropSequence():
                 self._runner.drop(action.request_id)
+                if self._due is not None:  # decided, not run yet: the others in it stay
+                    left = tuple(chunk for chunk in self._due.chunks if chunk.request_id != action.request_id)
+                    self._due = replace(self._due, chunks=left)
             case EncodeImage():
                 picture = self._pictures.get(action.content_hash)
                 if picture is None:
