@@ -151,6 +151,8 @@ def main() -> None:
         "--joint-rows", type=int, default=12, help="rows in a batch of the joint stage, a dozen answers each"
     )
     parser.add_argument("--rate", type=float, default=1.5e-3, help="the peak")
+    parser.add_argument("--begin", type=Path, help="an earlier run's joint.pt, whose weights this run goes on with")
+    parser.add_argument("--joint-seeds", type=int, default=JOINT_SEEDS, help="where the joint stage's seeds start")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--compile", action="store_true", help="faster, but needs a compiler")
     given = parser.parse_args()
@@ -168,6 +170,10 @@ def main() -> None:
     if saved:
         model.load_state_dict(saved["model"])
         head.load_state_dict(saved["head"])
+    elif given.begin:
+        begun_with = torch.load(given.begin)
+        model.load_state_dict(begun_with["model"])
+        head.load_state_dict(begun_with["head"])
     elif tower_at.exists():
         tower = torch.load(tower_at)
         model.model.vision_tower.load_state_dict(tower["tower"])
@@ -183,7 +189,7 @@ def main() -> None:
         optimizers.restore(saved["optimizers"])
     start = saved["step"] if saved else 0
     batches = SceneBatches(
-        tokenizer, given.joint_rows, JOINT_SEEDS + start * given.joint_rows, given.joint_steps - start
+        tokenizer, given.joint_rows, given.joint_seeds + start * given.joint_rows, given.joint_steps - start
     )
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)
     begun = time.perf_counter()

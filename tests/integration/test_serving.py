@@ -75,7 +75,8 @@ def test_tokens_are_those_of_transformers(questions: Questions, roles: str) -> N
         cold = deployment.run(questions, disturb=disturb)
         cold_hits, cold_encoded = deployment.total("prefix_hits"), deployment.total("encoded_images")
         disturbed = [cold, deployment.run(questions, disturb=disturb)]
-        while many and len(disturbed) < 8 and not (deployment.total("role_switches") and moves(deployment) >= 10):
+        while many and len(disturbed) < 12 and not (deployment.total("role_switches") and moves(deployment) >= 10):
+            deployment.change_roles()  # before there is work, which then goes where it is wanted
             disturbed.append(deployment.run(questions, disturb=disturb))
         deployment.restore_roles()
         wait_until(deployment.is_whole, "the first roles are back")
