@@ -9,7 +9,7 @@ from tierline.core.request import Request, Sampling
 from tierline.policies.batching import POLICIES, make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
-from tierline.testing.batching import BatchPolicyContract, steps
+from tierline.testing.batching import BatchPolicyContract, named, steps
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
@@ -56,9 +56,9 @@ def prompt(name, left, ready=None, blocks=1):
 
 def test_sarathi_runs_decodes_first_and_fills_up_with_chunks():
     view = BatchView(0, (prompt("a", 5), decode("d"), decode("e")), (prompt("b", 90), prompt("c", 9)), 9, 20, 16)
-    shares = make_batching("sarathi").compose(view)
+    shares = named(view, make_batching("sarathi").compose(view))
     assert shares == (Share("d", 1), Share("e", 1), Share("a", 5), Share("b", 13))
-    shares = make_batching("sarathi", {"chunk_tokens": 4}).compose(view)
+    shares = named(view, make_batching("sarathi", {"chunk_tokens": 4}).compose(view))
     assert shares == (Share("d", 1), Share("e", 1), Share("a", 2))
 
 

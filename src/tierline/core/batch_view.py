@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -24,17 +25,46 @@ class SequenceView:
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """All running sequences that decode, in sum: how many, and the positions with KV before their next ones."""
+
+    count: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchView:
     """An instance before an iteration. `running` in order of admission; `waiting` are the first of the queue (priority,
     then arrival), which may be longer; it is empty where the instance may not prefill. Limits: `token_budget` positions and
-    `sequence_limit` sequences an iteration."""
+    `sequence_limit` sequences an iteration.
+
+    Both are made when they are looked at, and may be looked at within `compose` only. A policy that treats all decodes
+    alike need not look at `running`: `decodes` and `begun` say as much at a cost that does not grow with their number.
+    """
 
     now_ns: int
-    running: tuple[SequenceView, ...]
-    waiting: tuple[SequenceView, ...]
+    running: Sequence[SequenceView]
+    waiting: Sequence[SequenceView]
     free_blocks: int
     token_budget: int
     sequence_limit: int
+    known_begun: Sequence[SequenceView] | None = None
+    known_decodes: Decodes | None = None
+
+    @property
+    def begun(self) -> Sequence[SequenceView]:
+        """Those of `running` whose prompt is not done."""
+        if self.known_begun is not None:
+            return self.known_begun
+        return tuple(each for each in self.running if not each.decoding)
+
+    @property
+    def decodes(self) -> Decodes:
+        """The others of `running`, in sum."""
+        if self.known_decodes is not None:
+            return self.known_decodes
+        contexts = [each.context_tokens for each in self.running if each.decoding]
+        return Decodes(len(contexts), sum(contexts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +75,16 @@ class Share:
     tokens: int
 
 
+EVERY_DECODE = Share("", 1)
+"""One position of each running sequence that decodes, in order of admission: the same as naming them all."""
+
+
 class BatchPolicy(Protocol):
-    """Composes iterations. Pure but for its own declared memory. `chunked`: a prompt may be spread over iterations."""
+    """Composes iterations. Pure but for its own declared memory. `chunked`: a prompt may be spread over iterations.
+
+    Where it has answered with nothing but `EVERY_DECODE`, and nobody waits and no prompt could go on, it need not be asked
+    again before that changes: a simulator leaps over such iterations.
+    """
 
     chunked: ClassVar[bool]
 

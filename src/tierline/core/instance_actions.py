@@ -26,10 +26,21 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """Run one iteration over these chunks, then answer with `StepEnded(step)`."""
+    """Run one iteration over these chunks, then answer with `StepEnded(step)`.
+
+    The rest is for a simulated engine, whose sequences decode in lockstep (`schedulers/lockstep.py`): `decodes` of them in
+    this iteration, with `decode_context` positions before theirs in sum. Who is among them is told by changes: `joined` as
+    (attempt, its positions with KV), `left`. Up to `most` iterations may be run before the answer, if nothing is said to
+    the instance before the last of them begins.
+    """
 
     step: int
     chunks: tuple[Chunk, ...]
+    decodes: int = 0
+    decode_context: int = 0
+    joined: tuple[tuple[str, int], ...] = ()
+    left: tuple[str, ...] = ()
+    most: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,12 @@ class EncodeFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """The iteration `step` is done; `sampled` are the tokens drawn, as (attempt, token)."""
+    """The iteration `step` is done; `sampled` are the tokens drawn, as (attempt, token). `count` iterations of a step that
+    allowed more than one; of sequences in lockstep those are named that drew an end token in the last of them."""
 
     step: int
     sampled: tuple[tuple[str, int], ...]
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,17 @@ position is computed before its image is encoded. A batching policy proposes, wi
 
 It has two lanes that never wait for each other: iterations (`RunStep` … `StepEnded`) and the encoder (`EncodeImage` …
 `EncodeEnded`). A sequence's next iteration is decided only when the one before has ended.
+
+Over 400 lines: composing an iteration and ending it are two sides of the same invariants (`_chunks`, `_every`, `_together`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
 
-from tierline.core.batch_view import BatchPolicy, BatchView, SequenceView, Share
+from tierline.core.batch_view import EVERY_DECODE, BatchPolicy, Share
 from tierline.core.instance_actions import (
     Chunk,
     EncodeImage,
@@ -49,23 +53,58 @@ from tierline.core.request import ALL_ROLES, FinishReason, Role
 from tierline.schedulers.instance_images import Encoder
 from tierline.schedulers.instance_moves import Moves
 from tierline.schedulers.instance_state import InstanceLimits, InstanceState
-from tierline.schedulers.sequence import Phase, Sequence
+from tierline.schedulers.instance_view import batch_view
+from tierline.schedulers.kv_blocks import BlockKeys
+from tierline.schedulers.lockstep import Lockstep
+from tierline.schedulers.sequence import HASHED_KEYS, Phase, Sequence
 
-VIEWED_WAITING = 32  # of the queue, a policy sees so many that could begin,
-VIEWED_BARRED = 96  # and so many between them whose first image is not encoded: these hold up nobody
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """Of an engine whose tokens mean nothing: `token` is what it draws, but for end tokens; `block_keys` name the contents
+    of blocks. With `lockstep`, sequences that only decode are advanced together, which changes no result. Output is told
+    with the first token and the last, and in between when `tell_progress` is called: nobody reads along."""
+
+    block_keys: BlockKeys
+    token: int = 0
+    lockstep: bool = True
+
+
+@dataclass(slots=True)
+class _Plan:
+    """An iteration being put together: what is left of the budget and the seats, its chunks, those of them that
+    `EVERY_DECODE` stands for, and how many beside them go in lockstep."""
+
+    budget: int
+    seats: int
+    chunks: dict[str, Chunk] = field(default_factory=dict)
+    every: tuple[int, int] = (0, 0)
+    together: int = 0
 
 
 class InstanceScheduler:
-    """`name` is what peers know this instance by."""
+    """`name` is what peers know this instance by. `simulated`: for the simulator."""
 
-    def __init__(self, name: str, limits: InstanceLimits, policy: BatchPolicy, roles: Role = ALL_ROLES) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: InstanceLimits,
+        policy: BatchPolicy,
+        roles: Role = ALL_ROLES,
+        simulated: Simulated | None = None,
+    ) -> None:
         self._limits = limits
         self._policy = policy
-        self._state = InstanceState(limits, roles)
+        self._state = InstanceState(limits, roles, simulated.block_keys if simulated else HASHED_KEYS)
         self._encoder = Encoder(self._state, name, self._image_lost)
-        self._moves = Moves(self._state, self._settle)
+        self._moves = Moves(self._state, self._settle, self._tell)
+        self._lockstep = Lockstep(self._state, simulated.token) if simulated and simulated.lockstep else None
+        self._tells_each = simulated is None
         self._step = 0
-        self._chunks: tuple[Chunk, ...] = ()  # of the iteration under way
+        self._running = False  # an iteration is under way, and these are its chunks:
+        self._chunks: list[Chunk] = []
+        self._every: tuple[int, int] = (0, 0)  # of them those that `EVERY_DECODE` stands for
+        self._together = False  # those in lockstep are in the iteration too
         self._unconfirmed = Role(0)  # roles given that no batch has shown yet
 
     # --- questions
@@ -81,7 +120,7 @@ class InstanceScheduler:
     def status(self) -> TellStatus:
         """Counts for routing and people."""
         state = self._state
-        held = sum(sequence.phase in (Phase.HELD, Phase.LEAVING) for sequence in state.sequences.values())
+        held = len(state.sequences) - len(state.running) - len(state.queue) - self._moves.arriving
         return TellStatus(
             running=len(state.running),
             waiting=len(state.queue),
@@ -120,6 +159,7 @@ class InstanceScheduler:
             case RolesSet():
                 self._roles_set(event.roles)
             case MoveAsked():
+                self._alone(event.request_id)
                 self._moves.ask(event)
             case MoveOffered():
                 self._moves.offered(event)
@@ -138,8 +178,8 @@ class InstanceScheduler:
             case PeerLost():
                 self._moves.peer_lost(event.peer)
                 self._encoder.forget_peer(event.peer)
-        if not self._chunks:
-            self._next_step(now_ns)
+        if not self._running:
+            self._next_step()
         out, self._state.out = self._state.out, []
         if Role.ENCODE in self._unconfirmed and any(isinstance(action, EncodeImage) for action in out):
             self._shown(Role.ENCODE)
@@ -174,6 +214,7 @@ class InstanceScheduler:
             self._state.out.append(TellImagesNeeded(sequence.request_id, tuple(needed)))
 
     def _cancelled(self, request_id: str) -> None:
+        self._alone(request_id)
         sequence = self._state.sequences.get(request_id)
         if sequence is not None:
             self._moves.give_up(sequence)
@@ -181,7 +222,7 @@ class InstanceScheduler:
 
     def _image_lost(self, content_hash: str, error: str) -> None:
         for sequence in list(self._state.wanted.get(content_hash, {}).values()):
-            self._end(sequence, sequence.output_tokens, (), "error", f"an image could not be encoded: {error}")
+            self._end(sequence, "error", f"an image could not be encoded: {error}")
 
     def _roles_set(self, roles: Role) -> None:
         state = self._state
@@ -189,10 +230,13 @@ class InstanceScheduler:
         state.roles = roles
         if Role.PREFILL not in roles:
             for sequence in list(state.queue):
+                self._tell(sequence)
                 state.out.append(TellReturned(sequence.request_id, sequence.made, "it may no longer prefill"))
                 state.drop(sequence)
         for sequence in list(state.sequences.values()):
             if sequence.phase is Phase.HELD or (sequence.phase is Phase.RUNNING and sequence.is_decoding):
+                if Role.DECODE not in roles:
+                    self._alone(sequence.request_id)
                 self._settle(sequence)
         state.out.append(TellRoles(roles, by_batch=False))
 
@@ -205,6 +249,7 @@ class InstanceScheduler:
                 return  # asked again when the iteration has ended
             self._state.running.pop(sequence.request_id, None)
             sequence.phase = Phase.HELD
+            self._tell(sequence)
             self._state.out.append(TellPrefilled(sequence.request_id))
             self._moves.advance(sequence)
 
@@ -212,33 +257,85 @@ class InstanceScheduler:
 
     def _step_ended(self, event: StepEnded) -> None:
         assert event.step == self._step, f"step {event.step} ended, {self._step} was under way"
-        chunks, self._chunks = self._chunks, ()
+        chunks, self._chunks, self._running = self._chunks, [], False
         self._state.iteration_ended()
         sampled = dict(event.sampled)
+        first, last = self._every
+        if self._together:
+            assert self._lockstep is not None
+            full = self._lockstep.end(event.count)
+            ended = {each.request_id: each for each in full}
+            ended |= {name: member for name in sampled if (member := self._lockstep.members.get(name))}
+            token = self._lockstep.token
+            for chunk in chunks[:first]:
+                self._computed(chunk, sampled)
+            # In order of admission, as if each had been named.
+            alone: list[tuple[int, Chunk | Sequence]] = []
+            for chunk in chunks[first:last]:
+                sampled.setdefault(chunk.request_id, token)
+                if sequence := self._state.sequences.get(chunk.request_id):
+                    alone.append((sequence.seat, chunk))
+            for _, one in sorted([*alone, *((each.seat, each) for each in ended.values())], key=itemgetter(0)):
+                if isinstance(one, Chunk):
+                    self._computed(one, sampled)
+                    continue
+                self._lockstep.leave(one)
+                one.tokens[-1] = sampled.get(one.request_id, token)
+                finish = self._finish(one, one.tokens[-1])
+                assert finish is not None
+                self._end(one, finish)
+            chunks = chunks[last:]
         for chunk in chunks:
-            sequence = self._state.sequences.get(chunk.request_id)
-            if sequence is None or not sequence.in_step:
-                continue  # cancelled, or preempted, during the iteration
-            sequence.in_step = 0
-            sequence.computed = chunk.first + chunk.tokens
-            self._state.register(sequence)
-            self._state.free_passed_images(sequence)
-            if chunk.samples:
-                self._sampled(sequence, sampled[chunk.request_id])
-            else:
-                self._moves.advance(sequence)
+            self._computed(chunk, sampled)
+
+    def _computed(self, chunk: Chunk, sampled: Mapping[str, int]) -> None:
+        sequence = self._state.sequences.get(chunk.request_id)
+        if sequence is None or not sequence.in_step:
+            return  # cancelled, or preempted, during the iteration
+        sequence.in_step = 0
+        sequence.computed = chunk.first + chunk.tokens
+        self._state.register(sequence)
+        self._state.free_passed_images(sequence)
+        if chunk.samples:
+            self._sampled(sequence, sampled[chunk.request_id])
+        else:
+            self._moves.advance(sequence)
 
     def _sampled(self, sequence: Sequence, token: int) -> None:
-        first = sequence.output_tokens
         sequence.tokens.append(token)
         if finish := self._finish(sequence, token):
-            self._end(sequence, first, (token,), finish)
+            self._end(sequence, finish)
             return
-        self._state.out.append(TellTokens(sequence.request_id, first, (token,), cached_tokens=sequence.cached_tokens))
+        if self._tells_each or sequence.output_tokens == len(sequence.request.made) + 1:
+            self._tell(sequence)
         if Role.DECODE not in self._state.roles:
             self._settle(sequence)
         else:
             self._moves.advance(sequence)
+            if self._lockstep and sequence.phase is Phase.RUNNING and not self._moves.is_leaving(sequence):
+                self._lockstep.join(sequence)
+
+    def _tell(self, sequence: Sequence) -> None:
+        """Tell what was made and not told."""
+        if sequence.output_tokens > sequence.told:
+            tokens = tuple(sequence.tokens[len(sequence.request.prompt) + sequence.told :])
+            tell = TellTokens(sequence.request_id, sequence.told, tokens, cached_tokens=sequence.cached_tokens)
+            sequence.told += len(tokens)
+            self._state.out.append(tell)
+
+    def _alone(self, request_id: str) -> None:
+        """The sequence is no longer in lockstep; in the iteration under way it has a chunk of its own."""
+        sequence = self._lockstep.members.get(request_id) if self._lockstep else None
+        if sequence is None:
+            return
+        assert self._lockstep is not None
+        self._lockstep.leave(sequence)
+        if self._running and self._together:
+            first, last = self._every
+            sequence.in_step = 1
+            chunk = Chunk(request_id, sequence.computed, 1, (), fresh=False, samples=True)
+            self._chunks.insert(last, chunk)
+            self._every = (first, last + 1)
 
     def _finish(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling, made = sequence.request.sampling, sequence.output_tokens
@@ -248,47 +345,91 @@ class InstanceScheduler:
         full = len(sequence.tokens) >= min(self._limits.context_tokens, self._limits.blocks * self._limits.block_tokens)
         return "length" if made >= sampling.max_tokens or full else None
 
-    def _end(
-        self, sequence: Sequence, first: int, tokens: tuple[int, ...], finish: FinishReason, reason: str = ""
-    ) -> None:
-        cached = sequence.cached_tokens
+    def _end(self, sequence: Sequence, finish: FinishReason, reason: str = "") -> None:
+        cached, told = sequence.cached_tokens, sequence.told
+        tokens = tuple(sequence.tokens[len(sequence.request.prompt) + told :])
         self._moves.give_up(sequence)
         self._state.drop(sequence)
-        self._state.out.append(TellTokens(sequence.request_id, first, tokens, finish, cached, reason))
+        self._state.out.append(TellTokens(sequence.request_id, told, tokens, finish, cached, reason))
 
-    def _next_step(self, now_ns: int) -> None:
+    def _next_step(self) -> None:
         state = self._state
         if not state.running and not state.queue:
             return
-        chunks: dict[str, Chunk] = {}
-        budget = self._limits.token_budget
-        for share in self._policy.compose(self._view(now_ns)):
-            sequence = state.sequences.get(share.request_id)
-            if sequence is None or share.tokens <= 0 or share.request_id in chunks:
-                continue
-            if len(chunks) == self._limits.sequence_limit:
-                break
-            if sequence.phase is Phase.WAITING and not self._admit(sequence):
-                continue
-            if sequence.phase is not Phase.RUNNING:
-                continue
-            # A policy without chunks may pass the budget with one long prompt, since it could never run otherwise.
-            room = budget if self._policy.chunked or chunks else len(sequence.tokens)
-            chunk = self._chunk(sequence, share, room, chunks)
-            if chunk is not None:
-                chunks[share.request_id] = chunk
-                budget -= chunk.tokens
-        if not chunks:
+        view = batch_view(state, self._lockstep, self._ask_for_images)
+        plan = _Plan(self._limits.token_budget, self._limits.sequence_limit)
+        for share in self._policy.compose(view):
+            if share is EVERY_DECODE:
+                self._plan_decodes(plan)
+            else:
+                self._plan_share(plan, share)
+        if not plan.chunks and not plan.together:
             return
         self._step += 1
-        self._chunks = tuple(chunks.values())
+        self._running, self._together, self._every = True, bool(plan.together), plan.every
+        self._chunks = list(plan.chunks.values())
         for chunk in self._chunks:
             sequence = state.sequences[chunk.request_id]
             sequence.in_step = chunk.tokens
             sequence.fresh = False
             sequence.told_blocks = len(sequence.blocks)
             self._shown(Role.DECODE if sequence.is_decoding else Role.PREFILL)
-        state.out.append(RunStep(self._step, self._chunks))
+        if self._lockstep is None:
+            state.out.append(RunStep(self._step, tuple(self._chunks)))
+            return
+        joined, left = self._lockstep.news()
+        context = most = 0
+        if plan.together:
+            self._shown(Role.DECODE)
+            context = self._lockstep.context
+            quiet = not self._chunks and not state.queue and not any(each.ready_tokens for each in view.begun)
+            most = self._lockstep.most() if quiet else 1
+        state.out.append(
+            RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most=max(1, most))
+        )
+
+    def _plan_decodes(self, plan: _Plan) -> None:
+        """All that decode, in order of admission: those in lockstep at one stroke, if they are sure to fit."""
+        first = len(plan.chunks)
+        decoding = [each for each in self._state.running.values() if each.locked < 0 and each.is_decoding]
+        if self._lockstep and self._lockstep.members:
+            members, others = len(self._lockstep.members), len(decoding)
+            room = min(plan.budget, plan.seats - len(plan.chunks))
+            named = any(each.request_id in plan.chunks for each in decoding)
+            if not named and members + others <= room and self._lockstep.may_run(others):
+                self._lockstep.begin()
+                plan.together = members
+                plan.budget -= members
+                plan.seats -= members
+            else:
+                for name in list(self._lockstep.members):
+                    self._alone(name)
+                decoding = [each for each in self._state.running.values() if each.is_decoding]
+        for sequence in decoding:
+            self._plan_share(plan, Share(sequence.request_id, 1))
+        plan.every = (first, len(plan.chunks))
+
+    def _plan_share(self, plan: _Plan, share: Share) -> None:
+        sequence = self._state.sequences.get(share.request_id)
+        if sequence is None or share.tokens <= 0 or share.request_id in plan.chunks:
+            return
+        if len(plan.chunks) >= plan.seats:
+            return
+        if sequence.phase is Phase.WAITING and not self._admit(sequence):
+            return
+        if sequence.phase is not Phase.RUNNING:
+            return
+        if sequence.locked >= 0:
+            if plan.together:
+                return  # it is in the iteration already
+            self._alone(share.request_id)
+        # A policy without chunks may pass the budget with one long prompt, since it could never run otherwise.
+        alone = not plan.chunks and not plan.together
+        room = plan.budget if self._policy.chunked or not alone else len(sequence.tokens)
+        chunk = self._chunk(sequence, share, room, plan.chunks)
+        if chunk is not None:
+            plan.chunks[share.request_id] = chunk
+            plan.budget -= chunk.tokens
 
     def _admit(self, sequence: Sequence) -> bool:
         if Role.PREFILL not in self._state.roles or self._seats <= 0:
@@ -325,38 +466,19 @@ class InstanceScheduler:
         )
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._alone(sequence.request_id)
         self._moves.give_up(sequence, "it was preempted")
         if Role.PREFILL in self._state.roles:
             self._state.preempt(sequence)
             self._ask_for_images(sequence)
         else:
             self._state.preemptions += 1
+            self._tell(sequence)
             made = sequence.made
             self._state.drop(sequence)
             self._state.out.append(
                 TellReturned(sequence.request_id, made, "it was preempted and may not be prefilled here")
             )
-
-    def _view(self, now_ns: int) -> BatchView:
-        state, block = self._state, self._limits.block_tokens
-        waiting: list[SequenceView] = []
-        barred = 0
-        for sequence in state.queue if Role.PREFILL in state.roles else ():
-            if barred == VIEWED_BARRED or len(waiting) - barred == VIEWED_WAITING:
-                break
-            self._ask_for_images(sequence)  # of the prefix it counts on, a part may have been given up since
-            found = state.prefix(sequence)
-            needed = state.kv.needed(len(sequence.tokens)) - state.kv.held(found)
-            waiting.append(sequence.view(state.pool, len(found) * block, needed))
-            barred += not waiting[-1].ready_tokens
-        return BatchView(
-            now_ns=now_ns,
-            running=tuple(each.view(state.pool, each.computed, 0) for each in state.running.values()),
-            waiting=tuple(waiting),
-            free_blocks=state.kv.free,
-            token_budget=self._limits.token_budget,
-            sequence_limit=self._limits.sequence_limit,
-        )
 
     def _shown(self, role: Role) -> None:
         """A batch of this role has run: the first one confirms the role."""

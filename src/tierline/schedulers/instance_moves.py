@@ -52,11 +52,15 @@ class Leaving:
 
 
 class Moves:
-    """`settle(sequence)`: told when a sequence goes on here, to say whether it runs or waits to be moved."""
+    """`settle(sequence)`: told when a sequence goes on here, to say whether it runs or waits to be moved. `tell(sequence)`:
+    asked to tell what was made and not told, before another instance goes on."""
 
-    def __init__(self, state: InstanceState, settle: Callable[[Sequence], None]) -> None:
+    def __init__(
+        self, state: InstanceState, settle: Callable[[Sequence], None], tell: Callable[[Sequence], None]
+    ) -> None:
         self._state = state
         self._settle = settle
+        self._tell = tell
         self._leaving: dict[str, Leaving] = {}
         self._source: dict[str, str] = {}  # arriving attempt -> where from
         self._lost: set[str] = set()  # peers that are gone; their last offers may still be under way
@@ -102,6 +106,7 @@ class Moves:
         final = sequence.phase is Phase.HELD or left <= LAST_ROUND_BLOCKS or leaving.rounds >= MAX_ROUNDS
         until = sequence.computed if final else sequence.computed // block * block
         if final:
+            self._tell(sequence)
             self._state.running.pop(sequence.request_id, None)
             sequence.phase = Phase.LEAVING
         leaving.sending = True
@@ -194,6 +199,7 @@ class Moves:
         state.out.append(ImportRound(event.request_id, event.first, event.until, blocks))
         sequence.tokens = [*sequence.request.prompt, *event.made]
         sequence.computed = event.until
+        sequence.told = len(event.made)
         state.register(sequence)
         if not event.final:
             state.out.append(ConfirmRound(event.request_id, event.source, event.until))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from tierline.core.instance_actions import AddSequence, DropEmbeddings, DropSequence, InstanceAction, TellEmbeddings
 from tierline.core.request import ALL_ROLES, Request, Role
 from tierline.schedulers.embedding_pool import EmbeddingPool
-from tierline.schedulers.kv_blocks import KvBlocks
-from tierline.schedulers.sequence import Phase, Sequence
+from tierline.schedulers.kv_blocks import BlockKeys, KvBlocks
+from tierline.schedulers.sequence import HASHED_KEYS, Phase, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class InstanceState:
 
     limits: InstanceLimits
     roles: Role = ALL_ROLES
+    block_keys: BlockKeys = HASHED_KEYS
     kv: KvBlocks = field(init=False)
     pool: EmbeddingPool = field(init=False)
     sequences: dict[str, Sequence] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class InstanceState:
     parked: list[int] = field(default_factory=list)  # blocks of sequences dropped in the iteration that writes them
     out: list[InstanceAction] = field(default_factory=list)
     now_ns: int = 0
+    seats: int = 0  # admissions so far
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
@@ -53,7 +55,7 @@ class InstanceState:
         self.pool = EmbeddingPool(limits.pool_bytes)
 
     def add(self, request: Request, phase: Phase) -> Sequence:
-        sequence = Sequence(request, phase)
+        sequence = Sequence(request, phase, self.block_keys)
         self.sequences[sequence.request_id] = sequence
         self.out.append(AddSequence(request))
         return sequence
@@ -99,6 +101,9 @@ class InstanceState:
 
     def run(self, sequence: Sequence) -> None:
         sequence.phase = Phase.RUNNING
+        if sequence.request_id not in self.running:
+            self.seats += 1
+            sequence.seat = self.seats
         self.running[sequence.request_id] = sequence
 
     def vacate(self, sequence: Sequence) -> None:
@@ -138,6 +143,8 @@ class InstanceState:
     def want_images(self, sequence: Sequence) -> list[str]:
         """Hold the images that the sequence needs and wait for those without embeddings; returns those of the latter that
         it did not wait for before."""
+        if not sequence.request.images:
+            return []
         start = sequence.computed or len(self.prefix(sequence)) * self.limits.block_tokens
         missing: list[str] = []
         for content_hash in dict.fromkeys(image.content_hash for image in sequence.images_after(start)):
@@ -164,6 +171,8 @@ class InstanceState:
 
     def free_passed_images(self, sequence: Sequence) -> None:
         """Let go of images that the sequence has computed past, and wait for them no more."""
+        if not sequence.request.images:
+            return
         ahead = {image.content_hash for image in sequence.images_after(sequence.computed)}
         for content_hash in dict.fromkeys(image.content_hash for image in sequence.request.images):
             if content_hash in ahead:
@@ -188,8 +197,7 @@ class InstanceState:
         full = sequence.computed // self.limits.block_tokens
         if full > sequence.registered:
             keys = sequence.keys_until(full, self.limits.block_tokens)
-            for place in range(sequence.registered, full):
-                self.kv.register(sequence.blocks[place], keys[place])
+            self.kv.register_all(sequence.blocks[sequence.registered : full], keys[sequence.registered :])
             sequence.registered = full
 
     def _no_longer_wants(self, sequence: Sequence, content_hash: str) -> None:

@@ -2,6 +2,7 @@
 
 Bookkeeping only; the tensors are the engine's. A block is free, or held by `references` sequences. One that nobody holds
 but whose content is known by its key stays usable until its place is needed (least recently used first).
+What a block is known by is a hash of its content; a simulator, whose tokens mean nothing, names contents instead.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from tierline.core.request import ImageSpan
+from tierline.core.request import ImageSpan, Request
 
 ROOT_KEY = b""
+Key = bytes | int
 
 
 def block_key(parent: bytes, tokens: Sequence[int], images: Iterable[ImageSpan], first: int) -> bytes:
@@ -30,6 +33,14 @@ def block_key(parent: bytes, tokens: Sequence[int], images: Iterable[ImageSpan],
     return digest.digest()
 
 
+class BlockKeys(Protocol):
+    """Says what blocks are known by. Two blocks have the same key exactly when they and all before them hold the same."""
+
+    def extend(self, keys: list[Key], request: Request, tokens: Sequence[int], blocks: int, block_tokens: int) -> None:
+        """Append to `keys`, which are those of the first blocks of a sequence, until there are `blocks`, all full."""
+        ...
+
+
 class KvBlocks:
     """`total` blocks of `block_tokens` positions each. With `caching` False no prefix is ever found."""
 
@@ -38,10 +49,12 @@ class KvBlocks:
         self.block_tokens = block_tokens
         self._caching = caching
         self._references = [0] * total
-        self._key_of: list[bytes | None] = [None] * total
-        self._block_of: dict[bytes, int] = {}
+        self._key_of: list[Key | None] = [None] * total
+        self._block_of: dict[Key, int] = {}
         self._free = list(range(total - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # nobody holds them, their content is known; oldest first
+        self.forgotten = 0  # contents so far that can no longer be found
+        self.known = 0  # contents so far that could be found
 
     @property
     def free(self) -> int:
@@ -51,11 +64,12 @@ class KvBlocks:
     def needed(self, positions: int) -> int:
         return -(-positions // self.block_tokens)
 
-    def match(self, keys: Iterable[bytes]) -> list[int]:
+    def match(self, keys: Iterable[Key]) -> list[int]:
         """Blocks of the longest known prefix of `keys`."""
         found: list[int] = []
+        block_of = self._block_of
         for key in keys:
-            block = self._block_of.get(key)
+            block = block_of.get(key)
             if block is None:
                 break
             found.append(block)
@@ -74,40 +88,53 @@ class KvBlocks:
 
     def take(self, count: int) -> list[int]:
         """`count` blocks without content; [] and no change when there are not so many."""
-        if count > self.free:
+        if count <= 0 or count > self.free:
             return []
-        taken: list[int] = []
-        for _ in range(count):
-            if self._free:
-                block = self._free.pop()
-            else:
-                block, _ = self._idle.popitem(last=False)
-                self._forget(block)
-            self._references[block] = 1
+        free = self._free
+        taken = free[: -count - 1 : -1]
+        del free[len(free) - len(taken) :]
+        for _ in range(count - len(taken)):
+            block, _ = self._idle.popitem(last=False)
+            self._forget(block)
             taken.append(block)
+        for block in taken:
+            self._references[block] = 1
         return taken
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of blocks; the ends of sequences go before their beginnings when room is needed."""
+        references, key_of, idle, free = self._references, self._key_of, self._idle, self._free
         for block in reversed(blocks):
-            self._references[block] -= 1
-            assert self._references[block] >= 0, f"block {block} was released once too often"
-            if self._references[block]:
+            left = references[block] - 1
+            assert left >= 0, f"block {block} was released once too often"
+            references[block] = left
+            if left:
                 continue
-            if self._key_of[block] is None:
-                self._free.append(block)
+            if key_of[block] is None:
+                free.append(block)
             else:
-                self._idle[block] = None
+                idle[block] = None
 
-    def register(self, block: int, key: bytes) -> None:
+    def register(self, block: int, key: Key) -> None:
         """The block, held by the caller, is full and its content is known by `key`. A second block of the same content
         stays unknown."""
-        if self._caching and self._key_of[block] is None and key not in self._block_of:
-            self._key_of[block] = key
-            self._block_of[key] = block
+        self.register_all((block,), (key,))
+
+    def register_all(self, blocks: Iterable[int], keys: Iterable[Key]) -> None:
+        """`register` each block by its key."""
+        if not self._caching:
+            return
+        key_of, block_of = self._key_of, self._block_of
+        before = len(block_of)
+        for block, key in zip(blocks, keys, strict=True):
+            if key_of[block] is None and key not in block_of:
+                key_of[block] = key
+                block_of[key] = block
+        self.known += len(block_of) - before
 
     def _forget(self, block: int) -> None:
         key = self._key_of[block]
         if key is not None:
             del self._block_of[key]
             self._key_of[block] = None
+            self.forgotten += 1

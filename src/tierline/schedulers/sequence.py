@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from tierline.core.batch_view import SequenceView
 from tierline.core.request import ImageSpan, Request
-from tierline.schedulers.kv_blocks import ROOT_KEY, block_key
+from tierline.schedulers.kv_blocks import ROOT_KEY, BlockKeys, Key, block_key
 
 
 class Phase(IntEnum):
@@ -19,13 +20,33 @@ class Phase(IntEnum):
     ARRIVING = 4  # its KV is coming from a peer
 
 
-@dataclass(slots=True)
+class HashedKeys:
+    """A block is known by a hash of its content (`block_key`)."""
+
+    def extend(
+        self, keys: list[Key], request: Request, tokens: abc.Sequence[int], blocks: int, block_tokens: int
+    ) -> None:
+        for number in range(len(keys), blocks):
+            first = number * block_tokens
+            parent = keys[-1] if keys else ROOT_KEY
+            assert isinstance(parent, bytes)
+            keys.append(block_key(parent, tokens[first : first + block_tokens], request.images, first))
+
+
+HASHED_KEYS = HashedKeys()
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """`tokens` are prompt and output; the KV of the first `computed` is in `blocks`. Exactly the images in `using` are held
-    in the pool for it."""
+    in the pool for it. Of its output the serving scheduler knows the first `told`.
+
+    In lockstep (`schedulers/lockstep.py`) `tokens` and `computed` stand as they were after iteration `locked` of it, and what
+    has been made since follows from how many there have been; -1 = not in lockstep."""
 
     request: Request
     phase: Phase = Phase.WAITING
+    block_keys: BlockKeys = HASHED_KEYS
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     in_step: int = 0  # positions of the iteration under way
@@ -33,17 +54,22 @@ class Sequence:
     told_blocks: int = 0  # so many of them the engine knows
     fresh: bool = True  # the engine's table has to begin anew
     registered: int = 0  # so many full blocks the prefix pool knows
-    keys: list[bytes] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
     cached_tokens: int = 0
     using: set[str] = field(default_factory=set)
+    told: int = 0
+    seat: int = 0  # grows with every admission, so it orders those that run
+    locked: int = -1
+    grow_at: int = 0  # of the lockstep's iterations, the first for which it has no block
+    full_at: int = -1  # of the lockstep's iterations, the one with which its answer is as long as it may be
+    asked_at: int = -1  # how many blocks were forgotten when its images were last asked for
+    request_id: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
         if not self.tokens:
             self.tokens = [*self.request.prompt, *self.request.made]
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
+        self.told = len(self.request.made)
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -73,13 +99,10 @@ class Sequence:
                 return max(image.start, position)
         return len(self.tokens)
 
-    def keys_until(self, blocks: int, block_tokens: int) -> list[bytes]:
+    def keys_until(self, blocks: int, block_tokens: int) -> list[Key]:
         """Keys of the first `blocks` blocks, which must be full. Kept, since tokens never change."""
-        while len(self.keys) < blocks:
-            first = len(self.keys) * block_tokens
-            parent = self.keys[-1] if self.keys else ROOT_KEY
-            tokens = self.tokens[first : first + block_tokens]
-            self.keys.append(block_key(parent, tokens, self.request.images, first))
+        if len(self.keys) < blocks:
+            self.block_keys.extend(self.keys, self.request, self.tokens, blocks, block_tokens)
         return self.keys[:blocks]
 
     def view(self, pool: Container[str], start: int, blocks_needed: int) -> SequenceView:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tierline.core.batch_view import BatchView, SequenceView, Share
+from tierline.core.batch_view import EVERY_DECODE, BatchView, SequenceView, Share
 
 
 @dataclass(slots=True)
@@ -13,13 +13,13 @@ class FirstComeFirstServed:
     """Idea: whole prompts in order of arrival, alone in an iteration; decodes run when no prompt can.
 
     Source: vLLM before chunked prefill (0.6 and older; PagedAttention, SOSP 2023), Orca (OSDI 2022).
-    Inputs: running and waiting sequences, budget, free blocks. Memory: none. Cost: one pass.
+    Inputs: running and waiting sequences, budget, free blocks. Memory: none. Cost: one pass over prompts.
     """
 
     chunked: ClassVar[bool] = False
 
     def compose(self, view: BatchView) -> tuple[Share, ...]:
-        return self._prompts(view) or tuple(Share(each.request_id, 1) for each in view.running if each.decoding)
+        return self._prompts(view) or ((EVERY_DECODE,) if view.decodes.count else ())
 
     def _prompts(self, view: BatchView) -> tuple[Share, ...]:
         budget, free, seats = view.token_budget, view.free_blocks, view.sequence_limit - len(view.running)
@@ -28,8 +28,8 @@ class FirstComeFirstServed:
         def fits(sequence: SequenceView) -> bool:  # a prompt longer than the budget goes alone
             return sequence.left_tokens <= budget or not shares
 
-        for sequence in view.running:  # admitted, but without its last images at the time
-            if not sequence.decoding and sequence.ready_tokens == sequence.left_tokens and fits(sequence):
+        for sequence in view.begun:  # admitted, but without its last images at the time
+            if sequence.ready_tokens == sequence.left_tokens and fits(sequence):
                 shares.append(Share(sequence.request_id, sequence.left_tokens))
                 budget -= sequence.left_tokens
         for sequence in view.waiting:

@@ -1,0 +1,107 @@
+"""What a batching policy sees of an instance, made when it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+from tierline.core.batch_view import BatchView, Decodes, SequenceView
+from tierline.core.request import Role
+from tierline.schedulers import sequence as sequences
+from tierline.schedulers.instance_state import InstanceState
+from tierline.schedulers.lockstep import Lockstep
+
+VIEWED_WAITING = 32  # of the queue, a policy sees so many that could begin,
+VIEWED_BARRED = 96  # and so many between them whose first image is not encoded: these hold up nobody
+
+
+class LazyViews(Sequence[SequenceView]):
+    """A tuple of what `source` gives, taken from it as far as it is looked at. `count`: its length, where that is known."""
+
+    __slots__ = ("_count", "_made", "_source")
+
+    def __init__(self, source: Iterator[SequenceView], count: int | None = None) -> None:
+        self._source = source
+        self._made: list[SequenceView] = []
+        self._count = count
+
+    def __iter__(self) -> Iterator[SequenceView]:
+        number = 0
+        while True:
+            while number < len(self._made):
+                yield self._made[number]
+                number += 1
+            more = next(self._source, None)
+            if more is None:
+                return
+            self._made.append(more)
+
+    def __len__(self) -> int:
+        return len(self._all()) if self._count is None else self._count
+
+    def __bool__(self) -> bool:
+        return self._count != 0 and next(iter(self), None) is not None
+
+    @overload
+    def __getitem__(self, index: int) -> SequenceView: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SequenceView]: ...
+
+    def __getitem__(self, index: int | slice) -> SequenceView | Sequence[SequenceView]:
+        return self._all()[index]
+
+    def _all(self) -> list[SequenceView]:
+        self._made.extend(self._source)
+        return self._made
+
+
+def batch_view(
+    state: InstanceState, lockstep: Lockstep | None, ask_for_images: Callable[[sequences.Sequence], None]
+) -> BatchView:
+    """The instance as it is now."""
+    begun: list[SequenceView] = []
+    count, context = (len(lockstep.members), lockstep.context) if lockstep else (0, 0)
+    for each in state.running.values():
+        if each.locked >= 0:
+            continue
+        if each.is_decoding:
+            count += 1
+            context += each.computed
+        else:
+            begun.append(each.view(state.pool, each.computed, 0))
+    may_prefill = Role.PREFILL in state.roles
+    return BatchView(
+        now_ns=state.now_ns,
+        running=LazyViews(_running(state, lockstep), len(state.running)),
+        waiting=LazyViews(_waiting(state, ask_for_images)) if may_prefill and state.queue else (),
+        free_blocks=state.kv.free,
+        token_budget=state.limits.token_budget,
+        sequence_limit=state.limits.sequence_limit,
+        known_begun=begun,
+        known_decodes=Decodes(count, context),
+    )
+
+
+def _running(state: InstanceState, lockstep: Lockstep | None) -> Iterator[SequenceView]:
+    if lockstep:
+        lockstep.settle_all()
+    for each in state.running.values():
+        yield each.view(state.pool, each.computed, 0)
+
+
+def _waiting(state: InstanceState, ask_for_images: Callable[[sequences.Sequence], None]) -> Iterator[SequenceView]:
+    block, barred, seen = state.limits.block_tokens, 0, 0
+    for each in state.queue:
+        if barred == VIEWED_BARRED or seen == VIEWED_WAITING:
+            return
+        if each.request.images and each.asked_at != state.kv.forgotten:
+            each.asked_at = state.kv.forgotten
+            ask_for_images(each)  # of the prefix it counts on, a part may have been given up since
+        found = state.prefix(each)
+        view = each.view(state.pool, len(found) * block, state.kv.needed(len(each.tokens)) - state.kv.held(found))
+        if view.ready_tokens:
+            seen += 1
+        else:
+            barred += 1
+        yield view
