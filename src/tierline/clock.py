@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from tierline.core.events import Event, JobExited, ProgressReported, TimerFired
+from tierline.core.serving_events import Tick
 
 
 class Order(IntEnum):
@@ -26,6 +27,8 @@ class Order(IntEnum):
 
 
 def order_of(event: Event) -> Order:
+    if isinstance(event, Tick):
+        return Order.QUANTUM
     if isinstance(event, TimerFired):
         return Order.QUANTUM if event.name == "quantum" else Order.FILL
     if isinstance(event, ProgressReported):

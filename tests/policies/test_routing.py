@@ -8,13 +8,13 @@ import pytest
 from tierline.core.errors import InvalidInput, UnknownName
 from tierline.core.instance_actions import TellTokens
 from tierline.core.request import ALL_ROLES, Request, Role, Sampling
-from tierline.core.routing_view import InstanceView
+from tierline.core.routing_view import InstanceView, RequestView
 from tierline.core.serving_actions import QueueAttempt
 from tierline.core.serving_events import InstanceJoined, InstanceSaid, RequestSubmitted
 from tierline.policies.routing import POLICIES, make_routing
 from tierline.schedulers.serving import ServingScheduler
 
-REQUEST = Request("r", (1, 2, 3), Sampling(5))
+REQUEST = RequestView("r", prompt_tokens=3)
 
 
 def some_views(rng):
@@ -37,7 +37,7 @@ class TestRegistered:
             chosen.append([])
             for _ in range(200):
                 views, stage = some_views(rng), rng.choice(list(Role))
-                chosen[-1].append(policy.choose(stage, views, REQUEST))
+                chosen[-1].append(policy.choose(stage, views, REQUEST, 0))
                 assert chosen[-1][-1] in {view.name for view in views}
         assert chosen[0] == chosen[1]
 
@@ -61,7 +61,7 @@ def test_least_loaded_counts_the_work_of_the_stage(stage, best):
         InstanceView("decodes", ALL_ROLES, 9, 0, 9, 1, 9),
         InstanceView("encodes", ALL_ROLES, 9, 9, 0, 1, 9),
     )
-    assert make_routing("least_loaded").choose(stage, views, REQUEST) == best
+    assert make_routing("least_loaded").choose(stage, views, REQUEST, 0) == best
 
 
 def prompts_sent(name, lengths, instances=4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tierline.core.request import Request, Role, TokensMade
+from tierline.core.routing_view import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,31 @@ class SetRoles:
 
 
 @dataclass(frozen=True, slots=True)
+class SetGroup:
+    """The instance serves this group from now on. Instances need not know; requests that are there end there."""
+
+    instance: str
+    group: Group
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartInstance:
+    """Start one more instance, or wake one that sleeps; it joins when it is ready."""
+
+    group: Group
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopInstance:
+    """End this instance, which has nothing to do any more; its loss is then told as any other."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NotifyLost:
     """Tell `instance` that its peer `lost` is gone."""
 
@@ -90,6 +116,9 @@ ServingAction = (
     | CancelAttempt
     | MoveAttempt
     | SetRoles
+    | SetGroup
+    | StartInstance
+    | StopInstance
     | NotifyLost
     | Answer
     | AskPixels

@@ -64,6 +64,12 @@ class MoveWanted:
     to: str
 
 
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A period has passed (`ServingScheduler.tick_ns`; 0 = none is wanted): the groups, stages and those who wait are looked
+    at. Whoever drives the scheduler posts it while there are instances or requests."""
+
+
 ServingEvent = (
-    RequestSubmitted | RequestAbandoned | InstanceJoined | InstanceLost | InstanceSaid | RolesAsked | MoveWanted
+    RequestSubmitted | RequestAbandoned | InstanceJoined | InstanceLost | InstanceSaid | RolesAsked | MoveWanted | Tick
 )

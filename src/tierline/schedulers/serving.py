@@ -9,11 +9,12 @@ instance computes it again and goes on with the next token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from tierline.core.errors import Overloaded
 from tierline.core.events import Event
+from tierline.core.fleet_view import MoveRequest
 from tierline.core.instance_actions import (
     Tell,
     TellEmbeddings,
@@ -27,7 +28,7 @@ from tierline.core.instance_actions import (
     TellTokens,
 )
 from tierline.core.request import Role, TokenLogprob, TokensMade
-from tierline.core.routing_view import RoutingPolicy
+from tierline.core.routing_view import Group, Modality, RoutingPolicy
 from tierline.core.serving_actions import (
     Answer,
     AskPixels,
@@ -37,6 +38,7 @@ from tierline.core.serving_actions import (
     QueueAttempt,
     RecordServingRefusal,
     ServingAction,
+    StopInstance,
 )
 from tierline.core.serving_events import (
     InstanceJoined,
@@ -46,28 +48,55 @@ from tierline.core.serving_events import (
     RequestAbandoned,
     RequestSubmitted,
     RolesAsked,
+    Tick,
 )
+from tierline.core.slo import Slo
+from tierline.core.stage_times import StageTimes
+from tierline.perf.serving_demand import StageRates
+from tierline.schedulers.serving_elastic import Decision, Elastic, Elasticity
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
+from tierline.schedulers.serving_queue import WaitingLine
 from tierline.schedulers.serving_state import Live, Server
 
 MAX_LOSSES = 5  # a request that was on so many instances when they died may be what kills them
+TICK_NS = 100_000_000  # for policies that have requests wait
 TRIES = 8  # so many of those that wait to be moved are sent to an instance that has told of its load
 
 
 class ServingScheduler:
-    """At most `queue_limit` requests are live at a time; more are turned away (`check`)."""
+    """At most `queue_limit` requests are live at a time; more are turned away (`check`). `elasticity`: who changes groups,
+    roles and the number of instances, within which limits (None = nobody but users). `times`: predictions of one device with
+    the model (None = the order of magnitude of one); `slo`: what was promised, for deadlines. `groups`: by the name of an
+    instance's slot (`i3` of `i3~1`), the group that it begins in."""
 
-    def __init__(self, routing: RoutingPolicy, queue_limit: int = 4096) -> None:
+    def __init__(
+        self,
+        routing: RoutingPolicy,
+        queue_limit: int = 4096,
+        *,
+        elasticity: Elasticity | None = None,
+        times: StageTimes | None = None,
+        slo: Slo | None = None,
+        groups: Mapping[str, Group] | None = None,
+    ) -> None:
         self._queue_limit = queue_limit
         self._out: list[ServingAction] = []
         self._live: dict[str, Live] = {}
         self._homeless: dict[str, Live] = {}  # requests whose next stage no instance may do
         self._held: dict[str, Live] = {}  # those that wait to be moved and are not under way
-        self._fleet = Fleet(routing, self._out)
-        self._images = ImageDispatch(self._fleet, self._live)
-        self._attempts = 0
         self.counts: Counter[str] = Counter()
+        self._news: dict[str, Server] = {}  # who may have room for a prompt since the last event
+        self._slo = slo or Slo()
+        self._routing = routing
+        self._rates = StageRates.of(times) if times is not None else StageRates()
+        elasticity = elasticity or Elasticity()
+        self._fleet = Fleet(routing, self._out, self._rates, strict=elasticity.strict)
+        self._images = ImageDispatch(self._fleet, self._live)
+        self._line = WaitingLine(lambda live: routing.order(live.view(), self._fleet.now_ns))
+        self._elastic = Elastic(elasticity, self._fleet, self._line, self._slo, self._out, self.counts)
+        self._groups = dict(groups or {})
+        self._attempts = 0
 
     # --- questions
 
@@ -93,6 +122,21 @@ class ServingScheduler:
         """Those of them that some instance had, or was about to have."""
         return self._images.hits
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait here, for an instance with room or for one that may do their next stage."""
+        return len(self._line) + len(self._homeless)
+
+    @property
+    def tick_ns(self) -> int:
+        """How often a `Tick` is wanted while there are instances or requests; 0 = never."""
+        return self._elastic.tick_ns or (TICK_NS if self._routing.late else 0)
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """The last changes of groups, roles and instances, and refusals, with their reasons; oldest first."""
+        return self._elastic.decisions
+
     def has_embeddings(self, content_hash: str) -> bool:
         """Whether some instance has the embeddings of this image, or will have them soon."""
         return self._images.is_known(content_hash)
@@ -107,11 +151,10 @@ class ServingScheduler:
 
     def handle(self, now_ns: int, event: Event) -> list[ServingAction]:
         """What is to be done now that `event` has happened, in this order."""
+        self._fleet.now_ns = now_ns
         match event:
             case RequestSubmitted():
-                live = Live(event.request, frozenset(event.pixels), list(event.request.made))
-                self._live[live.request_id] = live
-                self._dispatch(live, "new")
+                self._submitted(now_ns, event)
             case RequestAbandoned():
                 if gone := self._live.get(event.request_id):
                     self._call_off(gone)
@@ -119,7 +162,9 @@ class ServingScheduler:
             case InstanceJoined():
                 self._joined(event, now_ns)
             case InstanceLost():
-                if self._fleet.lose(event.name):
+                if server := self._fleet.servers.get(event.name):
+                    self._groups[event.name.partition("~")[0]] = server.group
+                    self._fleet.lose(event.name)
                     self._lost(event.name, now_ns)
             case InstanceSaid():
                 if server := self._fleet.servers.get(event.name):
@@ -127,12 +172,49 @@ class ServingScheduler:
             case RolesAsked():
                 self._roles_asked(now_ns, event)
             case MoveWanted():
-                self._move_wanted(event)
+                self._move_wanted(event.request_id, event.to, "asked for")
+            case Tick():
+                self._tick(now_ns)
             case _:
                 raise AssertionError(f"{type(event).__name__} is not for the serving scheduler")
+        if self._news:
+            for server in self._news.values():
+                self._place_waiting(server)
+            self._news.clear()
+        if self._elastic.is_due(now_ns):
+            self._look(now_ns)
         out = self._out[:]
         self._out.clear()
         return out
+
+    def _submitted(self, now_ns: int, event: RequestSubmitted) -> None:
+        request = event.request
+        live = Live(request, frozenset(event.pixels), list(request.made), now_ns)
+        live.deadline_ns = now_ns + self._slo.ttft_of(len(request.prompt), len(request.images))
+        live.predict(self._rates)
+        self._live[live.request_id] = live
+        self._elastic.arrived(live)
+        self._dispatch(live, "new")
+
+    def _tick(self, now_ns: int) -> None:
+        self._line.reorder()
+        self._place_waiting()
+        for live in list(islice(self._held.values(), TRIES)):
+            self._find_decoder(live)
+        self._look(now_ns)
+
+    def _look(self, now_ns: int) -> None:
+        """Have the policies look at the fleet, and do what is allowed of what they propose."""
+        changed = False
+        for proposal in self._elastic.look(now_ns):
+            if isinstance(proposal, MoveRequest):
+                self._move_wanted(proposal.request_id, proposal.to, proposal.reason)
+            else:
+                changed |= self._elastic.apply(proposal)
+        if changed:
+            self._retry()
+        for server in self._elastic.emptied():
+            self._out.append(StopInstance(server.name, server.reason))
 
     def _said(self, now_ns: int, server: Server, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
         match message:
@@ -178,26 +260,44 @@ class ServingScheduler:
             return None
         return live if live.owner == server.name else None
 
-    def _dispatch(self, live: Live, reason: str) -> None:
-        """Send a request to prefill somewhere, its images first to encoders."""
+    def _dispatch(self, live: Live, reason: str, only: Server | None = None) -> bool:
+        """Send a request to prefill somewhere, its images first to encoders; False where it waits. `only`: nowhere else."""
         images = live.request.images
-        waits = images and not self._fleet.able(Role.ENCODE)
-        server = None if waits else self._fleet.choose(Role.PREFILL, live.request)
-        if server is None:
+        able = self._fleet.able(Role.PREFILL)
+        if not able or (images and not self._fleet.able(Role.ENCODE)):
             self._homeless[live.request_id] = live
-            return
+            self._line.remove(live)
+            return False
+        server = self._fleet.pick(Role.PREFILL, live, [only] if only is not None else able)
+        if server is None:
+            if live.request_id not in self._line:
+                self._line.add(live)
+                self._elastic.pressed()
+            return False
+        self._line.remove(live)
         self._attempts += 1
         attempt = live.begin_attempt(self._attempts, server.name)
-        server.count(prefill_tokens=live.charged_tokens)
+        server.take_prompt(live)
+        self._fleet.sent(live, server)
         hashes = dict.fromkeys(image.content_hash for image in images)
         actions, expected, lacking = self._images.dispatch(live, server.name, hashes)
         if lacking:
             self._leave(live)
             self._ask_pixels(live, lacking)
-            return
+            return True
         self.counts["dispatched"] += 1
         self._out.append(QueueAttempt(server.name, attempt, expected, reason))
         self._out += actions
+        return True
+
+    def _place_waiting(self, server: Server | None = None) -> None:
+        """Those who wait for room, in their order, for as long as there is some (at `server`, if it alone has news)."""
+        full: set[Modality] = set()
+        if server is not None and (Role.PREFILL not in server.roles or server.name not in self._fleet.servers):
+            return
+        while (live := self._line.first(full)) is not None:
+            if not self._dispatch(live, "it has room", server) and live.request_id in self._line:
+                full.add(live.modality)
 
     def _ask_pixels(self, live: Live, lacking: tuple[str, ...]) -> None:
         self._call_off(live)
@@ -223,6 +323,10 @@ class ServingScheduler:
     def _tell(self, server: Server, live: Live, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> bool:
         """Tell the client; whether that was the end."""
         live.told += message.tokens
+        for name in (live.owner, live.moving_to) if live.prefilled else ():
+            if holder := self._fleet.servers.get(name):
+                holder.more_context(len(message.tokens))
+        live.first_ns = live.first_ns or self._fleet.now_ns
         made = TokensMade(
             request_id=live.request_id,
             first=message.first,
@@ -234,6 +338,7 @@ class ServingScheduler:
         )
         self._out.append(Answer(made))
         if message.finish:
+            self._elastic.ended(live)
             self._forget(live)
             self._has_room(server)
         return message.finish is not None
@@ -258,7 +363,9 @@ class ServingScheduler:
     def _past_prompt(self, server: Server, live: Live) -> None:
         if not live.prefilled:
             live.prefilled = True
-            server.count(prefill_tokens=-live.charged_tokens, decoding=1)
+            server.drop_prompt(live)
+            server.take_decode(live)
+            self._hear_of_room(server)
             self._images.release(live)
 
     def _call_off(self, live: Live) -> None:
@@ -270,11 +377,12 @@ class ServingScheduler:
         """The attempt is over, at its owner and on its way."""
         if server := self._fleet.servers.get(live.owner):
             if live.prefilled:
-                server.count(decoding=-1)
+                server.drop_decode(live)
             else:
-                server.count(prefill_tokens=-live.charged_tokens)
+                server.drop_prompt(live)
+            self._hear_of_room(server)
         if target := self._fleet.servers.get(live.moving_to):
-            target.count(decoding=-1)
+            target.drop_decode(live)
         self._not_held(live)
         self._images.release(live)
         live.end_attempt()
@@ -282,6 +390,7 @@ class ServingScheduler:
     def _forget(self, live: Live) -> None:
         self._leave(live)
         self._homeless.pop(live.request_id, None)
+        self._line.remove(live)
         del self._live[live.request_id]
 
     # --- moves
@@ -304,7 +413,7 @@ class ServingScheduler:
         if Role.DECODE in self._fleet.servers[live.owner].roles:
             self._not_held(live)
             return
-        server = self._fleet.choose(Role.DECODE, live.request, apart_from=live.refused_by | {live.owner})
+        server = self._fleet.choose(Role.DECODE, live, apart_from=live.refused_by | {live.owner})
         if server is None:
             live.refused_by.clear()
             self._held[live.request_id] = live
@@ -314,16 +423,21 @@ class ServingScheduler:
     def _has_room(self, server: Server) -> None:
         """An instance has told of its load, or of an end: some of those that no instance would take are sent there."""
         server.news += 1
+        self._hear_of_room(server)
         if not self._held or Role.DECODE not in server.roles:
             return
         for live in list(islice(self._held.values(), TRIES)):
-            if live.owner != server.name:
+            if live.owner != server.name and self._fleet.pick(Role.DECODE, live, [server]) is not None:
                 self._move(live, server, "it may have room again")
+
+    def _hear_of_room(self, server: Server) -> None:
+        if self._line:
+            self._news[server.name] = server
 
     def _move(self, live: Live, to: Server, reason: str) -> None:
         self._held.pop(live.request_id, None)
         live.moving_to, live.news = to.name, to.news
-        to.count(decoding=1)
+        to.take_decode(live)
         self._out.append(MoveAttempt(live.owner, live.attempt, to.name, reason))
 
     def _move_failed(self, live: Live, to: str) -> None:
@@ -331,7 +445,7 @@ class ServingScheduler:
         if live.moving_to != to:
             return
         target = self._fleet.servers[to]
-        target.count(decoding=-1)
+        target.drop_decode(live)
         live.moving_to = ""
         if target.news == live.news:  # else it has told of room since, and may take it now
             live.refused_by.add(to)
@@ -343,14 +457,14 @@ class ServingScheduler:
         if live is None or live.attempt != message.request_id or live.moving_to != server.name:
             self._out.append(CancelAttempt(server.name, message.request_id))
             return
-        self._fleet.servers[live.owner].count(decoding=-1)
+        self._fleet.servers[live.owner].drop_decode(live)
         live.before.add(live.owner)
         live.owner, live.moving_to, live.held = server.name, "", False
         live.refused_by.clear()
         self.counts["moves"] += 1
 
-    def _move_wanted(self, event: MoveWanted) -> None:
-        live, to = self._live.get(event.request_id), self._fleet.servers.get(event.to)
+    def _move_wanted(self, request_id: str, name: str, why: str) -> None:
+        live, to = self._live.get(request_id), self._fleet.servers.get(name)
         reason = ""
         if live is None or to is None:
             reason = "there is no such request or instance"
@@ -359,9 +473,9 @@ class ServingScheduler:
         elif Role.DECODE not in to.roles:
             reason = f"{to.name} may not decode"
         else:
-            self._move(live, to, "asked for")
+            self._move(live, to, why)
             return
-        self._out.append(RecordServingRefusal(event.request_id, reason))
+        self._out.append(RecordServingRefusal(request_id, reason))
 
     # --- instances
 
@@ -370,18 +484,24 @@ class ServingScheduler:
         for live in list(self._homeless.values()):
             del self._homeless[live.request_id]
             self._dispatch(live, "an instance may do its next stage")
+        self._place_waiting()
         for live in list(self._held.values()):
             self._find_decoder(live)
 
     def _joined(self, event: InstanceJoined, now_ns: int) -> None:
-        self._fleet.join(event.name, event.roles)
+        self._elastic.joined(self._fleet.join(event.name, event.roles, self._group_of(event.name)))
         self._fleet.give_back_stages(now_ns)
         if self.counts["instances_lost"]:  # at the start nobody need stand in for those to come
             self._fleet.take_over_stages(now_ns)
         self._retry()
 
+    def _group_of(self, name: str) -> Group:
+        """That of its slot: who comes in the place of one that was lost serves whom that served."""
+        return self._groups.get(name.partition("~")[0], "shared")
+
     def _lost(self, name: str, now_ns: int) -> None:
         self.counts["instances_lost"] += 1
+        self._elastic.lost(name)
         self._out += [NotifyLost(other, name) for other in self._fleet.servers]
         self._fleet.take_over_stages(now_ns)
         actions, lacking = self._images.instance_lost(name)
@@ -405,6 +525,9 @@ class ServingScheduler:
             return
         if missing := self._fleet.lacks_without(server, event.roles):
             self._out.append(RecordServingRefusal(event.name, f"nobody else may do {missing.letters}"))
+            return
+        if missing_here := self._fleet.group_lacks(server, event.roles, server.group):
+            self._out.append(RecordServingRefusal(event.name, missing_here))
             return
         server.configured = event.roles
         self._fleet.set_roles(server, event.roles, "asked for", now_ns)

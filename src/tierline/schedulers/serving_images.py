@@ -10,7 +10,7 @@ from tierline.core.instance_actions import TellEmbeddings
 from tierline.core.request import Role
 from tierline.core.serving_actions import EncodeOn
 from tierline.schedulers.serving_fleet import Fleet
-from tierline.schedulers.serving_state import Live, Server
+from tierline.schedulers.serving_state import PATCHES_PER_TOKEN, Live, Server
 
 
 @dataclass(slots=True)
@@ -18,6 +18,7 @@ class Flight:
     """Embeddings under way from `encoder` to an instance, for these requests: all are there, and one at least."""
 
     encoder: str
+    seconds: float
     requests: set[str] = field(default_factory=set)
 
 
@@ -120,9 +121,10 @@ class ImageDispatch:
         able = holders or self._fleet.able(Role.ENCODE)
         if not able or (not holders and content_hash not in live.pixels):
             return None
-        server = self._fleet.pick(Role.ENCODE, live.request, able)
-        server.count(encoding=1)
-        self._flights[content_hash, to] = Flight(server.name)
+        server = self._fleet.pick(Role.ENCODE, live, able) or able[0]  # an image never waits
+        seconds = 0.0 if holders else self._encode_s(live, content_hash)
+        server.count_encode(1, seconds)
+        self._flights[content_hash, to] = Flight(server.name, seconds)
         self._under_way[content_hash] += 1
         self._board(live, content_hash, to)
         if holders:
@@ -130,6 +132,12 @@ class ImageDispatch:
         pixels_of = live.request_id if content_hash in live.pixels and not holders else ""
         reason = "it has the embeddings" if holders else "it may encode"
         return EncodeOn(server.name, content_hash, to, pixels_of, reason)
+
+    def _encode_s(self, live: Live, content_hash: str) -> float:
+        for image in live.request.images:
+            if image.content_hash == content_hash:
+                return self._fleet.rates.encode_s(PATCHES_PER_TOKEN * image.tokens)
+        return 0.0
 
     def _board(self, live: Live, content_hash: str, to: str) -> None:
         self._flights[content_hash, to].requests.add(live.request_id)
@@ -145,7 +153,7 @@ class ImageDispatch:
         for request_id in flight.requests:
             self._live[request_id].flights.discard((content_hash, to))
         if encoder := self._fleet.servers.get(flight.encoder):
-            encoder.count(encoding=-1)
+            encoder.count_encode(-1, -flight.seconds)
 
     def _gone(self, server: Server, content_hash: str) -> None:
         server.images.discard(content_hash)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tierline.core.instance_actions import TellStatus, TellTokens
 from tierline.core.request import Request, Role, TokenLogprob
-from tierline.core.routing_view import InstanceView
+from tierline.core.routing_view import Group, InstanceView, Modality, RequestView
+from tierline.perf.serving_demand import StageRates
+
+PATCHES_PER_TOKEN = 4  # a tower that merges 2 x 2 patches; of others only the scale is wrong, for all images alike
+NOTHING: Mapping[str, int] = {}
 
 
 @dataclass(slots=True)
 class Live:
     """A request that is not finished. Its current `attempt` is at `owner` (both "" = nowhere: no instance may do its next
-    stage).
+    stage, or it waits for one that has room).
 
     `told`: output tokens the client knows. `prefilled`: the attempt is past its prompt. `held`: its owner may not decode,
     so it waits to be moved; `moving_to`: a move was asked for and has not ended. `early`: words of tokens that came before
     those of earlier ones, as they may when an attempt moves from one instance to another; `before`: instances that had the
-    attempt, whose words may still come. `flights`: images under way for it, as (image, to).
+    attempt, whose words may still come. `flights`: images under way for it, as (image, to). `prefill_s`, `encode_s`:
+    predicted when it came; `prefix_keys`: of its prompt's blocks, in the prefix index.
     """
 
     request: Request
     pixels: frozenset[str]
     told: list[int]
+    submitted_ns: int = 0
+    deadline_ns: int = 0
+    prefill_s: float = 0.0
+    encode_s: float = 0.0
     attempt: str = ""
     losses: int = 0  # of its attempts so many ended with an instance
     charged_tokens: int = 0  # what its owner's `prefill_tokens` counts for it
@@ -31,6 +41,9 @@ class Live:
     held: bool = False
     moving_to: str = ""
     news: int = 0  # of `moving_to`, when it was asked
+    first_ns: int = 0  # when its first token was told
+    image_tokens: int = 0
+    prefix_keys: tuple[int, ...] | None = None
     refused_by: set[str] = field(default_factory=set)
     early: dict[int, tuple[TellTokens, tuple[TokenLogprob, ...]]] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)
@@ -40,10 +53,43 @@ class Live:
     def request_id(self) -> str:
         return self.request.request_id
 
+    @property
+    def modality(self) -> Modality:
+        return "multimodal" if self.request.images else "text"
+
+    @property
+    def positions(self) -> int:
+        """Prompt and output so far."""
+        return len(self.request.prompt) + len(self.told)
+
+    def predict(self, rates: StageRates) -> None:
+        """Device seconds of its prompt and of its images, each picture once."""
+        self.prefill_s = rates.prefill_s(self.positions)
+        tokens = {image.content_hash: image.tokens for image in self.request.images}
+        self.encode_s = sum(rates.encode_s(PATCHES_PER_TOKEN * each) for each in tokens.values())
+        self.image_tokens = sum(image.tokens for image in self.request.images)
+
+    def view(self, cached: Mapping[str, int] = NOTHING, embedded: Mapping[str, int] = NOTHING) -> RequestView:
+        return RequestView(
+            self.request_id,
+            self.submitted_ns,
+            self.request.priority,
+            self.positions,
+            self.image_tokens,
+            len(self.request.images),
+            len(self.told),
+            self.deadline_ns,
+            self.prefill_s,
+            self.encode_s,
+            self.owner,
+            cached,
+            embedded,
+        )
+
     def begin_attempt(self, number: int, owner: str) -> Request:
         """The request as `owner` gets it. No two attempts of a scheduler have the same `number`."""
         self.attempt, self.owner = f"{self.request_id}#{number}", owner
-        self.charged_tokens = len(self.request.prompt) + len(self.told)
+        self.charged_tokens = self.positions
         return replace(self.request, request_id=self.attempt, made=tuple(self.told))
 
     def end_attempt(self) -> None:
@@ -57,28 +103,68 @@ class Live:
 @dataclass(slots=True)
 class Server:
     """An instance. `configured`: roles it was started or told to have; `roles` may be more while another is lost.
-    `images`: whose embeddings it has. Counts change by `count` alone, roles and status by their methods: the view of it
-    that routing policies get is kept until one of these changes."""
+    `images`: whose embeddings it has. `prompts` and `decodes` are the requests there by id, `decodes` also those under way
+    there. All that a view shows changes by methods alone: the view that routing policies get is kept until one of these is
+    called. Of the positions that decode there it knows those at that time, for a view a token would be too many."""
 
     name: str
     configured: Role
     roles: Role
+    rates: StageRates
+    group: Group = "shared"
     status: TellStatus | None = None
+    prompts: dict[str, Live] = field(default_factory=dict)
+    decodes: dict[str, Live] = field(default_factory=dict)
     prefill_tokens: int = 0
-    decoding: int = 0
+    prefill_s: float = 0.0
     encoding: int = 0
+    encode_s: float = 0.0
+    context_tokens: int = 0
     images: set[str] = field(default_factory=set)
     news: int = 0  # how often it has told that it may have room
     switches: int = 0  # role changes that a batch has confirmed
     asked_ns: int = 0  # when roles were last asked for
     switch_ns: int = 0  # how long the last change took until its first batch
+    changed_ns: int | None = None  # when its roles or group were last changed
+    leaving: bool = False  # it is to end when it has nothing to do any more
+    reason: str = ""  # of its last change
     _view: InstanceView | None = None
 
-    def count(self, *, prefill_tokens: int = 0, decoding: int = 0, encoding: int = 0) -> None:
-        self.prefill_tokens += prefill_tokens
-        self.decoding += decoding
-        self.encoding += encoding
+    @property
+    def decoding(self) -> int:
+        return len(self.decodes)
+
+    def take_prompt(self, live: Live) -> None:
+        self.prompts[live.request_id] = live
+        self.prefill_tokens += live.charged_tokens
+        self.prefill_s += live.prefill_s
         self._view = None
+
+    def drop_prompt(self, live: Live) -> None:
+        del self.prompts[live.request_id]
+        self.prefill_tokens -= live.charged_tokens
+        # Of sums of floats that come and go something would be left; an empty queue is empty.
+        self.prefill_s = self.prefill_s - live.prefill_s if self.prompts else 0.0
+        self._view = None
+
+    def take_decode(self, live: Live) -> None:
+        self.decodes[live.request_id] = live
+        self.context_tokens += live.positions
+        self._view = None
+
+    def drop_decode(self, live: Live) -> None:
+        del self.decodes[live.request_id]
+        self.context_tokens = max(0, self.context_tokens - live.positions) if self.decodes else 0
+        self._view = None
+
+    def count_encode(self, images: int, seconds: float) -> None:
+        self.encoding += images
+        self.encode_s = max(0.0, self.encode_s + seconds) if self.encoding else 0.0
+        self._view = None
+
+    def more_context(self, tokens: int) -> None:
+        """Sequences that decode there got longer; a view learns of it when it is made next."""
+        self.context_tokens += tokens
 
     def heard(self, status: TellStatus) -> None:
         self.status = status
@@ -88,16 +174,26 @@ class Server:
         self.roles, self.asked_ns = roles, now_ns
         self._view = None
 
+    def set_group(self, group: Group) -> None:
+        self.group = group
+        self._view = None
+
     def view(self) -> InstanceView:
         if self._view is None:
             status = self.status
             self._view = InstanceView(
-                name=self.name,
-                roles=self.roles,
-                prefill_tokens=self.prefill_tokens,
-                decoding=self.decoding,
-                encoding=self.encoding,
-                free_blocks=status.free_blocks if status else 0,
-                total_blocks=status.total_blocks if status else 0,
+                self.name,
+                self.roles,
+                self.prefill_tokens,
+                len(self.decodes),
+                self.encoding,
+                status.free_blocks if status else 0,
+                status.total_blocks if status else 0,
+                self.group,
+                len(self.prompts),
+                self.prefill_s,
+                self.encode_s,
+                self.context_tokens,
+                self.rates.decode_s(len(self.decodes), self.context_tokens),
             )
         return self._view

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from tierline.core.instance_actions import Tell
 from tierline.core.instance_events import (
@@ -20,7 +21,7 @@ from tierline.core.instance_events import (
     RolesSet,
 )
 from tierline.core.request import ALL_ROLES, FinishReason, Request, Role, TokensMade
-from tierline.core.routing_view import InstanceView
+from tierline.core.routing_view import InstanceView, RequestView
 from tierline.core.serving_actions import (
     Answer,
     AskPixels,
@@ -54,10 +55,15 @@ class AnyOne:
     """Routing by chance."""
 
     random: random.Random
+    late: ClassVar[bool] = False
+    wants_affinity: ClassVar[bool] = False
 
-    def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: Request) -> str:
+    def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: RequestView, now_ns: int) -> str:
         assert instances and (stage is Role.ENCODE or all(stage in each.roles for each in instances))
         return self.random.choice(instances).name
+
+    def order(self, request: RequestView, now_ns: int) -> tuple[float, ...]:
+        return ()
 
 
 @dataclass(slots=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from tierline.core.request import Request, Role
-from tierline.core.routing_view import InstanceView
+from tierline.core.request import Role
+from tierline.core.routing_view import InstanceView, RequestView
 
 
 @dataclass(slots=True)
@@ -17,7 +18,10 @@ class LeastLoaded:
     Inputs: counts per instance. Memory: none. Cost: one pass over the instances.
     """
 
-    def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: Request) -> str:
+    late: ClassVar[bool] = False
+    wants_affinity: ClassVar[bool] = False
+
+    def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: RequestView, now_ns: int) -> str:
         def load(instance: InstanceView) -> tuple[float, ...]:
             prompt, decode, encode = instance.prefill_tokens, instance.decoding, instance.encoding
             match stage:
@@ -29,3 +33,6 @@ class LeastLoaded:
                     return encode, prompt, decode
 
         return min(instances, key=load).name
+
+    def order(self, request: RequestView, now_ns: int) -> tuple[float, ...]:
+        return ()

@@ -1,0 +1,235 @@
+"""What requests of the serving tier will ask for: device seconds of each stage, output still to come, demand in instances.
+
+Each formula is one function with its equation. Of output lengths only those of answers that have ended are used.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tierline.core.stage_times import BatchShape, StageTimes
+
+PROBE_TOKENS = 2048  # a chunk large enough that the matrix products are bound by arithmetic
+PROBE_DECODES = 64
+PROBE_CONTEXT = 1024
+PRIOR_TOKENS = 200.0  # of an answer, before any has ended; a middling chat answer in ServeGen and Azure traces
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class StageRates:
+    """`StageTimes` made linear, so that a prediction costs a nanosecond's thought for each of 64 instances.
+
+    The defaults are of no device; they keep the order of magnitude of a 7B model on a large GPU, for deployments without
+    times. Seconds.
+    """
+
+    prefill_token_s: float = 40e-6
+    prefill_pair_s: float = 2e-9  # for each (token, token before it) of a prompt
+    decode_base_s: float = 8e-3
+    decode_sequence_s: float = 30e-6
+    decode_context_s: float = 20e-9
+    encode_base_s: float = 5e-3
+    encode_patch_s: float = 6e-6
+    transfer_base_s: float = 1e-3
+    transfer_byte_s: float = 1e-11
+    kv_token_bytes: int = 57_344
+    tipping_tokens: int = 512
+
+    @classmethod
+    def of(cls, times: StageTimes) -> StageRates:
+        """From a dozen questions to `times`."""
+        whole = times.iteration_s(BatchShape(chunks=((PROBE_TOKENS, 0),)))
+        late = times.iteration_s(BatchShape(chunks=((PROBE_TOKENS, 4 * PROBE_TOKENS),)))
+        pair = max(0.0, late - whole) / (PROBE_TOKENS * 4 * PROBE_TOKENS)
+        few, many = (times.iteration_s(BatchShape(decodes=n, decode_context=n)) for n in (1, PROBE_DECODES))
+        deep = times.iteration_s(BatchShape(decodes=PROBE_DECODES, decode_context=PROBE_DECODES * PROBE_CONTEXT))
+        sequence = max(0.0, many - few) / (PROBE_DECODES - 1)
+        small, large = times.encode_s((256,)), times.encode_s((4096,))
+        patch = max(0.0, large - small) / (4096 - 256)
+        setup, mega = times.transfer_s(0), times.transfer_s(1 << 20)
+        return cls(
+            prefill_token_s=whole / PROBE_TOKENS,
+            prefill_pair_s=pair,
+            decode_base_s=few,
+            decode_sequence_s=sequence,
+            decode_context_s=max(0.0, deep - many) / (PROBE_DECODES * (PROBE_CONTEXT - 1)),
+            encode_base_s=max(0.0, small - 256 * patch),
+            encode_patch_s=patch,
+            transfer_base_s=setup,
+            transfer_byte_s=max(0.0, mega - setup) / (1 << 20),
+            kv_token_bytes=times.kv_token_bytes,
+            tipping_tokens=tipping_point(times),
+        )
+
+    def prefill_s(self, tokens: int, cached: int = 0) -> float:
+        """`n = tokens - cached; T = a n + b n (cached + n / 2 - probe / 2)`, the quadratic part of attention beyond what the
+        rate `a`, measured on a chunk of `PROBE_TOKENS`, has in it. At least a hundredth of the linear part."""
+        new = max(0, tokens - cached)
+        linear = self.prefill_token_s * new
+        return max(0.01 * linear, linear + self.prefill_pair_s * new * (cached + (new - PROBE_TOKENS) / 2))
+
+    def encode_s(self, patches: int) -> float:
+        """`T = a + b patches` of one image; 0 for none."""
+        return self.encode_base_s + self.encode_patch_s * patches if patches else 0.0
+
+    def decode_s(self, sequences: float, context_tokens: float) -> float:
+        """`T = a + b (sequences - 1) + c context`, of one iteration; 0 for none."""
+        if sequences <= 0:
+            return 0.0
+        return (
+            self.decode_base_s
+            + self.decode_sequence_s * max(0.0, sequences - 1)
+            + (self.decode_context_s * context_tokens)
+        )
+
+    def move_s(self, context_tokens: float) -> float:
+        """`M(r) = setup + KV bytes / bandwidth`."""
+        return self.transfer_base_s + self.transfer_byte_s * self.kv_token_bytes * context_tokens
+
+
+def tipping_point(times: StageTimes, most: int = 8192) -> int:
+    """Tokens of a prefill iteration beyond which it is bound by arithmetic and more tokens only make it longer.
+
+    `min { n : T(2n) - T(n) >= 0.9 n T(most) / most }` over powers of two: from there on twice the tokens cost nearly what
+    they cost in an iteration of `most` (ElasticMM's and LoongServe's tipping point, which they profile offline).
+    """
+    rate = times.iteration_s(BatchShape(chunks=((most, 0),))) / most
+    tokens = 16
+    while tokens < most:
+        more = times.iteration_s(BatchShape(chunks=((tokens, 0), (tokens, 0))))
+        if more - times.iteration_s(BatchShape(chunks=((tokens, 0),))) >= 0.9 * tokens * rate:
+            break
+        tokens *= 2
+    return tokens
+
+
+def decode_demand_s(
+    rates: StageRates, output_tokens: float, prompt_tokens: float, batch: float = PROBE_DECODES
+) -> float:
+    """Device seconds of one answer's decoding in a batch of `batch` of its kind: `n T(batch, batch (p + n / 2)) / batch`."""
+    context = prompt_tokens + output_tokens / 2
+    return output_tokens * rates.decode_s(batch, batch * context) / batch
+
+
+def burst_tolerance(capacity: float, demand: float) -> float:
+    """`bt(i) = capacity_i / n_i`, both in instances: how many times its mean demand a group can take (SHEPHERD, NSDI 2023;
+    ElasticMM, equation 1). Infinite without demand."""
+    return capacity / demand if demand > 0 else math.inf
+
+
+def share_out(spare: int, capacity: Mapping[K, int], demand: Mapping[K, float]) -> dict[K, int]:
+    """Each spare instance to the group of lowest burst tolerance, one after the other: `max min_i bt(i)`. Ties go to the
+    larger demand, then to the first."""
+    given = dict(capacity)
+    for _ in range(spare):
+        poorest = min(given, key=lambda group: (burst_tolerance(given[group], demand[group]), -demand[group]))
+        given[poorest] += 1
+    return given
+
+
+@dataclass(slots=True)
+class OutputHistory:
+    """Lengths of the last `window` answers that ended. What it predicts changes at every `REFRESH`th of them."""
+
+    window: int = 2048
+    lengths: deque[int] = field(default_factory=deque)
+    _sorted: list[int] = field(default_factory=list)
+    _tails: list[int] = field(default_factory=list)  # sums of `_sorted` from each place on
+    _stale: int = 0
+
+    REFRESH = 16
+
+    def ended(self, output_tokens: int) -> None:
+        self.lengths.append(output_tokens)
+        if len(self.lengths) > self.window:
+            self.lengths.popleft()
+        self._stale += 1
+        if self._stale >= self.REFRESH or len(self.lengths) <= self.REFRESH:
+            self._stale = 0
+            self._sorted = sorted(self.lengths)
+            self._tails = [0]
+            for length in reversed(self._sorted):
+                self._tails.append(self._tails[-1] + length)
+            self._tails.reverse()
+
+    def remaining(self, output_tokens: int) -> float:
+        """`E[l - m | l > m]` over the history, m tokens made so far (Past-Future, ASPLOS 2025, in expectation); where none
+        was longer, half of what was made, as of a tail without memory of scale. Before any has ended `PRIOR_TOKENS` stands
+        for all. At least 1."""
+        if not self._sorted:
+            return max(1.0, PRIOR_TOKENS - output_tokens, output_tokens / 2)
+        at = bisect.bisect_right(self._sorted, output_tokens)
+        longer = len(self._sorted) - at
+        if not longer:
+            return max(1.0, output_tokens / 2)
+        return max(1.0, self._tails[at] / longer - output_tokens)
+
+
+@dataclass(slots=True)
+class DemandMeter:
+    """Exponentially weighted demand of one modality: each request adds its predicted device seconds, which fade with time
+    constant `tau_s`. `n = sum_r s_r exp(-(now - t_r) / tau) / tau` tends to arrival rate x mean service demand; before a
+    `tau_s` has passed since the first request the time since then stands for it, so that it is not taken for too small."""
+
+    tau_s: float = 20.0
+    encode: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    count: float = 0.0
+    first_ns: int = -1
+    last_ns: int = 0
+
+    def arrived(self, now_ns: int, encode_s: float, prefill_s: float, decode_s: float) -> None:
+        self._fade(now_ns)
+        self.encode += encode_s
+        self.prefill += prefill_s
+        self.decode += decode_s
+        self.count += 1
+
+    def demand(self, now_ns: int) -> tuple[float, float, float, float]:
+        """(requests per second, encode, prefill, decode in instances)."""
+        if self.first_ns < 0:
+            return 0.0, 0.0, 0.0, 0.0
+        self._fade(now_ns)
+        since_s = (now_ns - self.first_ns) / 1e9
+        weight_s = max(1.0, self.tau_s * (1 - math.exp(-since_s / self.tau_s)))
+        return self.count / weight_s, self.encode / weight_s, self.prefill / weight_s, self.decode / weight_s
+
+    def _fade(self, now_ns: int) -> None:
+        if self.first_ns < 0:
+            self.first_ns = self.last_ns = now_ns
+        left = math.exp(-max(0, now_ns - self.last_ns) / 1e9 / self.tau_s)
+        self.encode *= left
+        self.prefill *= left
+        self.decode *= left
+        self.count *= left
+        self.last_ns = max(now_ns, self.last_ns)
+
+
+def completion_s(jobs: Iterable[float], busy_s: Sequence[float]) -> list[float]:
+    """`t(r | R, E)`: when each of the jobs R ends, in their order, if the longest is given to whoever is free first, then the
+    next longest, and so on (longest processing time first, Graham 1969). `busy_s`: what each of E has to do before. No
+    instance: never."""
+    jobs = list(jobs)
+    if not busy_s:
+        return [math.inf] * len(jobs)
+    free = list(busy_s)
+    heapq.heapify(free)
+    ends = [0.0] * len(jobs)
+    for place in sorted(range(len(jobs)), key=lambda each: -jobs[each]):
+        ends[place] = free[0] + jobs[place]
+        heapq.heapreplace(free, ends[place])
+    return ends
+
+
+def makespan_s(jobs: Iterable[float], busy_s: Sequence[float]) -> float:
+    """`T(R, E) = max_r t(r | R, E)`, 0 for no jobs."""
+    return max(completion_s(jobs, busy_s), default=0.0)

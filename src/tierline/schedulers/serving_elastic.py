@@ -1,0 +1,351 @@
+"""Groups, roles and the number of instances: policies propose, and what the limits allow is done.
+
+The limits, held here alone: every stage is done by somebody, and where groups are strict every group keeps the stages that
+it needs; an instance that has changed rests for a cool-down, and one that would change back for twice as long; there are
+between `min_instances` and `max_instances`; whoever ends has nothing to do any more. A refusal is recorded once, until its
+reason changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from tierline.core.errors import InvalidInput
+from tierline.core.fleet_view import (
+    DecodeView,
+    Demand,
+    FleetView,
+    GroupPolicy,
+    MemberView,
+    MoveRequest,
+    PromptView,
+    Proposal,
+    ScalePolicy,
+    StagePolicy,
+)
+from tierline.core.request import Role
+from tierline.core.routing_view import MODALITIES, Group, Modality
+from tierline.core.serving_actions import (
+    RecordServingRefusal,
+    ServingAction,
+    SetGroup,
+    SetRoles,
+    StartInstance,
+    StopInstance,
+)
+from tierline.core.slo import Slo
+from tierline.perf.serving_demand import DemandMeter, OutputHistory, decode_demand_s
+from tierline.schedulers.serving_fleet import Fleet
+from tierline.schedulers.serving_queue import WaitingLine
+from tierline.schedulers.serving_state import Live, Server
+
+SAMPLE = 16  # requests of an instance or a line that policies see one by one
+TPOT_WEIGHT = 1 / 64  # of an answer that has ended, in the mean
+REMEMBERED = 64  # decisions, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Elasticity:
+    """Who changes the fleet, and how fast it may change. `period_ns`: between ticks; `react_ns`: the least time between two
+    looks when requests begin to wait between ticks; `start_timeout_ns`: an instance asked for that has not joined by then is
+    no longer counted on. `max_instances` 0: none is started or stopped."""
+
+    groups: GroupPolicy | None = None
+    stages: StagePolicy | None = None
+    scale: ScalePolicy | None = None
+    period_ns: int = 500_000_000
+    react_ns: int = 100_000_000
+    cool_down_ns: int = 4_000_000_000
+    start_timeout_ns: int = 120_000_000_000
+    min_instances: int = 1
+    max_instances: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput`."""
+        if self.period_ns <= 0 or self.react_ns <= 0 or self.cool_down_ns < 0:
+            raise InvalidInput(
+                "The period and the reaction time of elasticity must be above 0, the cool-down not below."
+            )
+        if self.min_instances < 0 or (self.max_instances and self.max_instances < self.min_instances):
+            raise InvalidInput(
+                f"{self.min_instances} to {self.max_instances} instances: an order like 1 to 8 is needed."
+            )
+
+    @property
+    def strict(self) -> bool:
+        return self.groups is not None and self.groups.strict
+
+    @property
+    def policies(self) -> tuple[GroupPolicy | StagePolicy | ScalePolicy, ...]:
+        return tuple(policy for policy in (self.groups, self.stages, self.scale) if policy is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was done or refused, to whom, and why."""
+
+    at_ns: int
+    subject: str
+    what: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Elastic:
+    """`out`: where actions are appended."""
+
+    options: Elasticity
+    fleet: Fleet
+    line: WaitingLine
+    slo: Slo
+    out: list[ServingAction]
+    counts: Counter[str]
+    history: OutputHistory = field(default_factory=OutputHistory)
+    meters: dict[Modality, DemandMeter] = field(
+        default_factory=lambda: {modality: DemandMeter() for modality in MODALITIES}
+    )
+    decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    mean_tpot_s: float = 0.0
+    _starting: deque[int] = field(default_factory=deque)  # when instances were asked for that have not joined
+    _stopped: set[str] = field(default_factory=set)
+    _before: dict[str, tuple[Role, Group]] = field(default_factory=dict)  # what an instance's last change has ended
+    _refused: dict[str, str] = field(default_factory=dict)
+    _touched: set[tuple[str, type]] = field(default_factory=set)  # changed in this look
+    _looked_ns: int = 0
+    _pressed: bool = False
+
+    @property
+    def tick_ns(self) -> int:
+        return self.options.period_ns if self.options.policies else 0
+
+    # --- what happens
+
+    def arrived(self, live: Live) -> None:
+        remaining = self.history.remaining(0)
+        self.meters[live.modality].arrived(
+            self.fleet.now_ns,
+            live.encode_s,
+            live.prefill_s,
+            decode_demand_s(self.fleet.rates, remaining, live.positions),
+        )
+
+    def ended(self, live: Live) -> None:
+        """A request has all its output."""
+        made = len(live.told) - len(live.request.made)
+        self.history.ended(len(live.told))
+        if made > 1 and live.first_ns:
+            tpot_s = (self.fleet.now_ns - live.first_ns) / 1e9 / (made - 1)
+            self.mean_tpot_s += TPOT_WEIGHT * (tpot_s - self.mean_tpot_s) if self.mean_tpot_s else tpot_s
+
+    def joined(self, server: Server) -> None:
+        if self._starting:
+            self._starting.popleft()
+
+    def lost(self, name: str) -> None:
+        for known in (self._before, self._refused):
+            known.pop(name, None)
+        self._stopped.discard(name)
+
+    def pressed(self) -> None:
+        """A request has begun to wait."""
+        self._pressed = True
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether to look before the next tick."""
+        return (
+            self._pressed
+            and bool(self.options.policies)
+            and bool(self.line)
+            and now_ns - self._looked_ns >= self.options.react_ns
+        )
+
+    # --- proposals
+
+    def look(self, now_ns: int) -> Iterator[Proposal]:
+        """What the policies propose, one after the other; each sees what became of the proposals of the one before."""
+        self._looked_ns, self._pressed = now_ns, False
+        self._touched.clear()
+        while self._starting and now_ns - self._starting[0] >= self.options.start_timeout_ns:
+            self._starting.popleft()
+        if not self.fleet.servers and self.options.scale is None:
+            return
+        for policy in self.options.policies:
+            yield from policy.propose(self.view(now_ns))
+
+    def apply(self, proposal: Proposal) -> bool:
+        """Do it if it may be done; whether anything has changed."""
+        assert not isinstance(proposal, MoveRequest)
+        if isinstance(proposal, StartInstance):
+            return self._start(proposal)
+        server = self.fleet.servers.get(proposal.instance)
+        if server is None:
+            return self._refuse(proposal.instance, type(proposal).__name__, "there is no such instance")
+        match proposal:
+            case SetRoles():
+                return self._set_roles(server, proposal.roles, proposal.reason)
+            case SetGroup():
+                return self._set_group(server, proposal.group, proposal.reason)
+            case StopInstance():
+                return self._stop(server, proposal.reason)
+
+    def emptied(self) -> list[Server]:
+        """Instances that are to end and have nothing to do any more; each is told once."""
+        done = [
+            server
+            for server in self.fleet.servers.values()
+            if server.leaving
+            and not (server.prompts or server.decodes or server.encoding)
+            and server.name not in self._stopped
+        ]
+        self._stopped.update(server.name for server in done)
+        return done
+
+    def cooling(self, server: Server) -> bool:
+        changed_ns = server.changed_ns
+        return changed_ns is not None and self.fleet.now_ns - changed_ns < self.options.cool_down_ns
+
+    def _set_roles(self, server: Server, roles: Role, reason: str) -> bool:
+        if server.roles == roles:
+            return False
+        why_not = self._why_not(server, SetRoles, roles, server.group)
+        if not roles:
+            why_not = "an instance without roles would do nothing"
+        elif missing := self.fleet.lacks_without(server, roles) & ~self.fleet.lacks_without(server, server.roles):
+            why_not = f"nobody else may do {missing.letters}"
+        if why_not:
+            return self._refuse(server.name, f"roles {roles.letters}", why_not)
+        self._remember(server, SetRoles)
+        server.configured = roles
+        self.fleet.set_roles(server, roles, reason, self.fleet.now_ns)
+        return self._done(server.name, "role_changes", f"roles {roles.letters}", reason)
+
+    def _set_group(self, server: Server, group: Group, reason: str) -> bool:
+        if server.group == group:
+            return False
+        if why_not := self._why_not(server, SetGroup, server.roles, group):
+            return self._refuse(server.name, f"group {group}", why_not)
+        self._remember(server, SetGroup)
+        self.fleet.set_group(server, group, reason, self.fleet.now_ns)
+        return self._done(server.name, "group_changes", f"group {group}", reason)
+
+    def _why_not(self, server: Server, kind: type, roles: Role, group: Group) -> str:
+        """Which limit bars a change of an instance; "" if none does."""
+        if server.leaving:
+            return "it is to end"
+        if (server.name, kind) in self._touched:
+            return "it was changed at this moment"
+        if not any(name == server.name for name, _ in self._touched):
+            since_ns = self.fleet.now_ns - (server.changed_ns or 0)
+            if self.cooling(server):
+                return f"it was changed less than {self.options.cool_down_ns / 1e9:g} s ago"
+            undone = server.changed_ns is not None and self._before.get(server.name) == (roles, group)
+            if undone and since_ns < 2 * self.options.cool_down_ns:
+                return f"it was what it would be less than {2 * self.options.cool_down_ns / 1e9:g} s ago"
+        return self.fleet.group_lacks(server, roles, group)
+
+    def _remember(self, server: Server, kind: type) -> None:
+        if not any(name == server.name for name, _ in self._touched):
+            self._before[server.name] = (server.roles, server.group)
+        self._touched.add((server.name, kind))
+
+    def _start(self, proposal: StartInstance) -> bool:
+        count = len(self.fleet.servers) + len(self._starting)
+        if count >= self.options.max_instances:
+            return self._refuse("fleet", "start", f"{count} instances are there, {self.options.max_instances} allowed")
+        self._starting.append(self.fleet.now_ns)
+        self.out.append(proposal)
+        return self._done("fleet", "instances_started", "start", proposal.reason)
+
+    def _stop(self, server: Server, reason: str) -> bool:
+        if server.leaving:
+            return False
+        staying = sum(not each.leaving for each in self.fleet.servers.values())
+        if not self.options.max_instances or staying <= self.options.min_instances:
+            return self._refuse(server.name, "stop", f"{staying} instances are there, and that many are needed")
+        alone = staying == 1
+        if not alone and (missing := self.fleet.lacks_without(server, Role(0))):
+            return self._refuse(server.name, "stop", f"nobody else may do {missing.letters}")
+        if not alone and (why_not := self.fleet.group_lacks(server, Role(0), server.group)):
+            return self._refuse(server.name, "stop", why_not)
+        if alone and (server.prompts or server.decodes or server.encoding):
+            return self._refuse(server.name, "stop", "it is the last one and has work")
+        server.leaving, server.configured = True, Role(0)
+        self.fleet.set_roles(server, Role(0), reason, self.fleet.now_ns)
+        return self._done(server.name, "instances_stopped", "stop", reason)
+
+    def _done(self, subject: str, key: str, what: str, reason: str) -> bool:
+        self.counts[key] += 1
+        self._refused.pop(subject, None)
+        self.decisions.append(Decision(self.fleet.now_ns, subject, what, reason))
+        return True
+
+    def _refuse(self, subject: str, what: str, reason: str) -> bool:
+        told = f"{what} refused: {reason}"
+        if self._refused.get(subject) != told:
+            self._refused[subject] = told
+            self.counts["refusals"] += 1
+            self.out.append(RecordServingRefusal(subject, told))
+            self.decisions.append(Decision(self.fleet.now_ns, subject, what, f"refused: {reason}"))
+        return False
+
+    # --- what policies see
+
+    def view(self, now_ns: int) -> FleetView:
+        """O(instances): of requests a sample."""
+        return FleetView(
+            now_ns=now_ns,
+            members=tuple(self._member(now_ns, each) for each in self.fleet.servers.values() if not each.leaving),
+            text=self._demand(now_ns, "text"),
+            multimodal=self._demand(now_ns, "multimodal"),
+            slo=self.slo,
+            starting=len(self._starting),
+            min_instances=self.options.min_instances,
+            max_instances=self.options.max_instances,
+            mean_tpot_s=self.mean_tpot_s,
+        )
+
+    def _demand(self, now_ns: int, modality: Modality) -> Demand:
+        rate, encode, prefill, decode = self.meters[modality].demand(now_ns)
+        return Demand(
+            modality=modality,
+            rate=rate,
+            encode=encode,
+            prefill=prefill,
+            decode=decode,
+            waiting=self.line.count(modality),
+            waiting_s=self.line.prefill_s[modality],
+            queue=tuple(_prompt(live, now_ns) for live in islice(self.line.waiting(modality), SAMPLE)),
+        )
+
+    def _member(self, now_ns: int, server: Server) -> MemberView:
+        status = server.status
+        return MemberView(
+            name=server.name,
+            group=server.group,
+            roles=server.roles,
+            cooling=self.cooling(server),
+            prompts=len(server.prompts),
+            prefill_tokens=server.prefill_tokens,
+            prefill_s=server.prefill_s,
+            encoding=server.encoding,
+            encode_s=server.encode_s,
+            decoding=server.decoding,
+            held=status.held if status else 0,
+            context_tokens=server.context_tokens,
+            decode_s=self.fleet.rates.decode_s(server.decoding, server.context_tokens),
+            free_blocks=status.free_blocks if status else 0,
+            total_blocks=status.total_blocks if status else 0,
+            queue=tuple(_prompt(live, now_ns) for live in islice(server.prompts.values(), SAMPLE)),
+            decodes=tuple(
+                DecodeView(live.request_id, live.positions, len(live.told), self.history.remaining(len(live.told)))
+                for live in islice(server.decodes.values(), SAMPLE)
+            ),
+        )
+
+
+def _prompt(live: Live, now_ns: int) -> PromptView:
+    waited_s = max(0, now_ns - live.submitted_ns) / 1e9
+    return PromptView(live.request_id, live.modality, live.positions, live.prefill_s, waited_s)
