@@ -67,6 +67,8 @@ LAYOUTS_OF = [
 def test_tokens_are_transformers_tokens_whatever_happens(case: Callable[[str], Case], kind: str, layout: str) -> None:
     made = case(kind)
     cluster = Cluster(made.families, layout, limits(), seed=len(kind + layout))
+    for instance in cluster.instances.values():
+        instance._runner.few_sizes = layout != "P|D"  # as for 16-bit weights: rows that are nobody's change nothing
     counts = cluster.witness.counts
     cold, wanted = made.again("")
     cluster.run(cold, made.pictures, STORM)

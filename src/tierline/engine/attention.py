@@ -54,7 +54,7 @@ class Decodes:
 @dataclass(frozen=True, slots=True)
 class StepLayout:
     """Where the rows of an iteration lie. `slots` [rows]: arena position of each. The rows of `decodes` come first, then
-    those of the `chunks`."""
+    those of the `chunks`; the model may be given more, which are nobody's."""
 
     arena: KvArena
     slots: torch.Tensor
@@ -87,13 +87,15 @@ def paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = layout.arena.flat_keys[layer], layout.arena.flat_values[layer]
-    keys.index_copy_(1, layout.slots, key[0])
-    values.index_copy_(1, layout.slots, value[0])
     heads, rows, head_dim = query.shape[1:]
+    real = len(layout.slots)
+    keys.index_copy_(1, layout.slots, key[0, :, :real])
+    values.index_copy_(1, layout.slots, value[0, :, :real])
     decodes = layout.decodes
-    if decodes is not None and not layout.chunks:
+    if decodes is not None and not layout.chunks and real == rows:
         return _decode(layout.arena, decodes, layer, query[0], scaling).unsqueeze(0), None
     out = torch.empty((1, rows, heads, head_dim), dtype=query.dtype, device=query.device)
+    out[0, real:] = 0
     if decodes is not None:
         count = len(decodes.lengths)
         out[0, :count] = _decode(layout.arena, decodes, layer, query[0, :, :count], scaling)

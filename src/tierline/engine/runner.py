@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from tierline.core.instance_actions import Chunk, RunStep
 from tierline.core.request import Request, TokenLogprob
@@ -17,6 +18,8 @@ from tierline.engine.cuda_graphs import DecodeGraphs
 from tierline.engine.families.text import Positions, TextFamily
 from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
+
+ROWS = 16  # more rows are padded to a multiple of this, where few sizes are better
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class ModelRunner:
         self._head = family.head
         self._graphs: DecodeGraphs | None = None
         self._device = family.embedding.weight.device
-        self._dtype = family.embedding.weight.dtype
+        self.few_sizes = self._device.type == "cpu" and family.embedding.weight.dtype is not torch.float32
 
     @property
     def embedding_weight(self) -> torch.Tensor:
@@ -141,6 +144,8 @@ class ModelRunner:
         positions, layout = self._positions(chunks), self._layout(chunks, decodes)
         if self._graphs is not None and (found := self._graphs.run(inputs, positions, layout)) is not None:
             return found
+        if idle := self._rows(len(ids)) - len(ids):
+            inputs, positions = pad(inputs, (0, 0, 0, idle)), pad(positions, (0, idle))
         attention.use_layout(layout)
         try:
             output = self._family.backbone(
@@ -148,8 +153,15 @@ class ModelRunner:
             )
         finally:
             attention.use_layout(None)
-        hidden: torch.Tensor = output.last_hidden_state[0]
+        hidden: torch.Tensor = output.last_hidden_state[0, : len(ids)]
         return hidden
+
+    def _rows(self, rows: int) -> int:
+        """So many rows the model is given for `rows`; those beyond are nobody's. oneDNN makes code for each number of rows
+        that it meets, a megabyte and milliseconds for each matrix of 16-bit numbers, and keeps a thousand of them."""
+        if not self.few_sizes or rows <= ROWS:
+            return rows
+        return -(-rows // ROWS) * ROWS
 
     def _put_images(self, rows: torch.Tensor, chunks: Sequence[Chunk]) -> None:
         """Overwrite the rows of placeholders with the images' embeddings. Between an image's placeholders other tokens may
