@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
 from tierline.core.errors import InvalidInput
-from tierline.core.stage_times import StageTimes
 from tierline.perf.model_shapes import SHAPES, shape_named
 from tierline.perf.operator_tables import read_tables
 from tierline.perf.serving_devices import device_named
 from tierline.perf.serving_profile import ServingProfile, load_profile, parse_profile
 from tierline.perf.stage_time import OperatorTimes
+from tierline.perf.stage_time_linear import LinearTimes
+from tierline.perf.stage_time_online import PartedTimes
 from tierline.perf.table_profile import table_profile
 
 TABLES = "tables:"
 
 
-class ProfiledTimes(StageTimes, Protocol):
-    """Stage times that know the profile they come from."""
-
-    @property
-    def profile(self) -> ServingProfile: ...
-
-
-def stage_times(name: str, tables: Path | None = None, *, model: str = "", device: str = "") -> ProfiledTimes:
+def stage_times(name: str, tables: Path | None = None, *, model: str = "", device: str = "") -> PartedTimes:
     """Times of what `profile_named` finds; `model` and `device` ("" = any) it has to be of. Raises `InvalidInput`."""
     profile = profile_named(name, tables)
     profile.check(model, device)
     return times_of(profile)
 
 
-def times_of(profile: ServingProfile) -> ProfiledTimes:
+def times_of(profile: ServingProfile) -> PartedTimes:
     """Times of a profile, by operators or by coefficients."""
-    return OperatorTimes(profile)
+    return OperatorTimes(profile) if profile.linear is None else LinearTimes(profile)
 
 
 def profile_named(name: str, tables: Path | None = None) -> ServingProfile:

@@ -48,7 +48,9 @@ class OperatorTables:
 
     def context_s(self, heads: int, kv_heads: int, head_dim: int) -> Times:
         """[lengths] seconds of one layer over one sequence."""
-        return self._heads(self.context, heads, kv_heads, head_dim)[0]
+        batches = self._heads(self.context, heads, kv_heads, head_dim)
+        alone: Times = batches[0]
+        return alone
 
     def generation_s(self, heads: int, kv_heads: int, head_dim: int) -> Times:
         """[batches, lengths] seconds of one layer. More KV heads than were measured are taken as more sequences with

@@ -75,6 +75,23 @@ class OperatorTimes:
         found += self._tokens_s[tokens] if tokens <= DENSE_TOKENS else self._matrices.at(tokens)
         return found + (self._head_s[rows] if rows < 513 else self._head.at(rows))
 
+    def parts(self, batch: BatchShape) -> tuple[float, ...]:
+        """The terms that `iteration_s` adds up: overhead, matrices, output layer, context and generation attention."""
+        decodes, chunks = batch.decodes, batch.chunks
+        rows = decodes + len(chunks)
+        if not rows:
+            return (0.0,) * 5
+        context = sum(
+            self._context.at(new * (new + 1) / 2 + max(new, self._least_rows) * cached) for new, cached in chunks
+        )
+        return (
+            self._iteration_s + rows * self._sequence_s,
+            self._matrices.at(decodes + sum(new for new, _ in chunks)),
+            self._head.at(rows),
+            context + (0.0 if decodes else self._launch_s),
+            self._of_sequences(decodes).at(batch.decode_context / decodes) if decodes else 0.0,
+        )
+
     def decodes_s(self, decodes: int, decode_context: int, steps: int) -> float:
         """Seconds of `steps` iterations that only decode: a sum a piece of the curve, so O(1) in `steps`."""
         if not decodes or steps <= 0:
