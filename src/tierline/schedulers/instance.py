@@ -101,6 +101,7 @@ class InstanceScheduler:
         self._lockstep = Lockstep(self._state, simulated.token) if simulated and simulated.lockstep else None
         self._tells_each = simulated is None
         self._step = 0
+        self._iterations = 0
         self._running = False  # an iteration is under way, and these are its chunks:
         self._chunks: list[Chunk] = []
         self._every: tuple[int, int] = (0, 0)  # of them those that `EVERY_DECODE` stands for
@@ -133,10 +134,19 @@ class InstanceScheduler:
             encoded_images=self._encoder.encoded,
             pool_bytes=state.pool.used_bytes,
             preemptions=state.preemptions,
-            steps=self._step,
+            steps=self._iterations,
         )
 
     # --- events
+
+    def tell_progress(self) -> list[InstanceAction]:
+        """Tell of all output that was not told; for simulated engines."""
+        if self._lockstep:
+            self._lockstep.settle_all()
+        for sequence in self._state.sequences.values():
+            self._tell(sequence)
+        out, self._state.out = self._state.out, []
+        return out
 
     def handle(self, now_ns: int, event: InstanceEvent) -> list[InstanceAction]:
         """What is to be done now that `event` has happened, in this order."""
@@ -258,6 +268,7 @@ class InstanceScheduler:
     def _step_ended(self, event: StepEnded) -> None:
         assert event.step == self._step, f"step {event.step} ended, {self._step} was under way"
         chunks, self._chunks, self._running = self._chunks, [], False
+        self._iterations += event.count - 1
         self._state.iteration_ended()
         sampled = dict(event.sampled)
         first, last = self._every
@@ -366,6 +377,7 @@ class InstanceScheduler:
         if not plan.chunks and not plan.together:
             return
         self._step += 1
+        self._iterations += 1
         self._running, self._together, self._every = True, bool(plan.together), plan.every
         self._chunks = list(plan.chunks.values())
         for chunk in self._chunks:

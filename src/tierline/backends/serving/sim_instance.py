@@ -1,0 +1,412 @@
+"""One simulated instance: its scheduler, and when what that wants is done. Where messages go is the cluster's business."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from tierline.backends.serving.sim_device import IterationTimer, Overlap, Work
+from tierline.backends.serving.sim_prompts import END, TOKEN
+from tierline.core.instance_actions import (
+    AcceptMove,
+    AddSequence,
+    CancelMove,
+    ConfirmMove,
+    ConfirmRound,
+    DropEmbeddings,
+    DropSequence,
+    EncodeImage,
+    ImportRound,
+    InstanceAction,
+    OfferMove,
+    RefuseMove,
+    RunStep,
+    SendEmbeddings,
+    SendEncodeFailure,
+    SendRound,
+    Tell,
+    TellStatus,
+)
+from tierline.core.instance_events import (
+    EmbeddingsArrived,
+    EncodeAsked,
+    EncodeEnded,
+    EncodeFailed,
+    InstanceEvent,
+    MoveAccepted,
+    MoveCancelled,
+    MoveOffered,
+    MoveRefused,
+    MoveTaken,
+    PeerLost,
+    RoundArrived,
+    RoundTaken,
+    StepEnded,
+)
+from tierline.core.nouns import NS_PER_S
+from tierline.core.request import Role
+from tierline.core.served_trace import TracedImage
+from tierline.core.stage_times import BatchShape, StageTimes
+from tierline.schedulers.instance import InstanceScheduler
+from tierline.schedulers.instance_images import EVICTED
+
+STATUS_NS = 100_000_000  # as a live instance does
+
+EncoderKind = Literal["overlapped", "inline", "blocking"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How an instance uses its device. `encoder`:
+
+    - `overlapped`: images are encoded beside iterations, and both are slowed as `Overlap` says;
+    - `inline`: between iterations, at most `inline_images` at a time, as an engine does that runs the encoder in its step;
+    - `blocking`: inline, all that wait, and what the CPU does to an image (`prepare_s`) stalls the iterations as well: an
+      engine of the time of vLLM 0.6.6.
+
+    `progress_ns`: so often output in the middle of answers is told (first and last tokens at once)."""
+
+    encoder: EncoderKind = "overlapped"
+    inline_images: int = 1
+    overlap: Overlap = field(default_factory=Overlap)
+    progress_ns: int = NS_PER_S // 2
+
+
+class Outside(Protocol):
+    """What an instance needs of the world."""
+
+    def wake(self, instance: SimInstance, at_ns: int, version: int) -> None:
+        """Call `due(version)` at that time."""
+        ...
+
+    def tell(self, instance: SimInstance, now_ns: int, message: Tell) -> None:
+        """To the serving scheduler."""
+        ...
+
+    def send(self, instance: SimInstance, now_ns: int, to: str, event: InstanceEvent, size_bytes: int) -> None:
+        """To a peer. `size_bytes` of payload go over the link first."""
+        ...
+
+    def output_of(self, attempt: str) -> int:
+        """How long the answer will truly be."""
+        ...
+
+    def image(self, content_hash: str) -> TracedImage: ...
+
+
+class SimInstance:
+    """`deliver` takes messages, `due` is called when something may have ended. All times only ever grow, but that a message
+    in the midst of a leap has the iterations before it ended first, each at its own time."""
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        scheduler: InstanceScheduler,
+        times: StageTimes,
+        options: DeviceOptions,
+        outside: Outside,
+    ) -> None:
+        self.name = name
+        self.index = index
+        self.alive = True
+        self.iterations = 0
+        self.busy_ns = 0
+        self._scheduler = scheduler
+        self._times = times
+        self._options = options
+        self._outside = outside
+        self._timer = IterationTimer(times)
+        self._version = 0
+        self._lost: set[str] = set()
+        # iterations
+        self._step: RunStep | None = None  # that is under way, or waits for the encoder
+        self._count = 0  # iterations of it that are being run; 0 = it waits
+        self._shape = BatchShape()
+        self._tokens = 0
+        self._begun_ns = 0
+        self._disturbed: Work | None = None  # the iteration, while or after an encoder slowed it
+        # the lockstep, as an engine knows it
+        self._ran = 0
+        self._ends: list[tuple[int, str]] = []
+        self._end_of: dict[str, int] = {}
+        self._known: dict[str, tuple[int, int]] = {}  # attempt -> (prompt tokens, true output)
+        # images
+        self._pixels: set[str] = set()
+        self._image = ""  # that is being encoded, or waits for its turn
+        self._encode: Work | None = None
+        self._turn = 0  # images encoded since the last iteration
+        # what is told
+        self._status: TellStatus | None = None
+        self._status_ns = 0
+        self._progress_ns = 0
+
+    # --- events
+
+    def deliver(self, now_ns: int, event: InstanceEvent, *, pixels: bool = False) -> None:
+        """A message has come. `pixels`: with the image that it asks to encode."""
+        if isinstance(event, PeerLost):
+            self._lost.add(event.peer)
+        elif _sender(event) in self._lost:
+            return
+        self._interrupt(now_ns)
+        if isinstance(event, EncodeAsked) and pixels:
+            self._pixels.add(event.content_hash)
+        self._handle(now_ns, event)
+        if isinstance(event, EncodeAsked) and not self._scheduler.will_encode(event.content_hash):
+            self._pixels.discard(event.content_hash)
+        self._go_on(now_ns)
+
+    def due(self, now_ns: int, version: int) -> None:
+        """The time has come that was asked for, unless another was asked for since."""
+        if version != self._version or not self.alive:
+            return
+        if self._encode is not None and self._encode.end_ns <= now_ns:
+            self._encoded(now_ns)
+        if self._step is not None and self._count and self._step_end_ns() <= now_ns:
+            self._stepped(now_ns, self._count)
+        self._go_on(now_ns)
+
+    def die(self, now_ns: int) -> None:
+        """It is gone; what it had told before is under way."""
+        self._interrupt(now_ns)
+        self._tell_progress(now_ns)
+        self.alive = False
+
+    # --- the scheduler
+
+    def _handle(self, now_ns: int, event: InstanceEvent) -> None:
+        for action in self._scheduler.handle(now_ns, event):
+            self._execute(now_ns, action)
+
+    def _execute(self, now_ns: int, action: InstanceAction) -> None:
+        match action:
+            case RunStep():
+                self._decided(action)
+            case AddSequence(request):
+                output = self._outside.output_of(request.request_id)
+                self._known[request.request_id] = (len(request.prompt), output)
+            case DropSequence(request_id):
+                del self._known[request_id]
+                self._end_of.pop(request_id, None)
+            case EncodeImage(content_hash):
+                self._image = content_hash
+            case SendEmbeddings(content_hash, to):
+                size = self._embedding_bytes(content_hash)
+                self._outside.send(self, now_ns, to, EmbeddingsArrived(content_hash, size), size)
+            case SendRound():
+                event = RoundArrived(
+                    action.request_id, self.name, action.first, action.until, action.made, action.final
+                )
+                size = (action.until - action.first) * self._times.kv_token_bytes
+                self._outside.send(self, now_ns, action.to, event, size)
+            case (
+                SendEncodeFailure()
+                | OfferMove()
+                | AcceptMove()
+                | RefuseMove()
+                | CancelMove()
+                | ConfirmRound()
+                | ConfirmMove()
+            ):
+                self._outside.send(self, now_ns, action.to, _message(action, self.name), 0)
+            case DropEmbeddings() | ImportRound():
+                pass  # nothing is stored
+            case _:
+                self._outside.tell(self, now_ns, action)
+
+    # --- iterations
+
+    def _go_on(self, now_ns: int) -> None:
+        """Begin what can begin, and ask to be woken when something ends."""
+        if self._encode is None and self._image:
+            self._begin_encode(now_ns)
+        step = self._step
+        if step is not None and not self._count and (self._options.encoder == "overlapped" or self._encode is None):
+            self._begin_step(now_ns, step)
+        if step is None:
+            self._tell_status(now_ns)
+        ends = []
+        if self._encode is not None:
+            ends.append(self._encode.end_ns)
+        if self._step is not None and self._count:
+            ends.append(self._step_end_ns())
+        if not ends and self._status_due():
+            ends.append(max(now_ns, self._status_ns + STATUS_NS))
+        self._version += 1
+        if ends:
+            self._outside.wake(self, min(ends), self._version)
+
+    def _decided(self, step: RunStep) -> None:
+        """An iteration waits to be begun. One of its sequences may go before that; it is computed all the same."""
+        self._step, self._count = step, 0
+        for attempt in step.left:
+            self._end_of.pop(attempt, None)
+        for attempt, computed in step.joined:
+            prompt, output = self._known[attempt]
+            end = self._ran + max(1, output - (computed + 1 - prompt))
+            self._end_of[attempt] = end
+            heapq.heappush(self._ends, (end, attempt))
+        prompts, decodes, context = [], step.decodes, step.decode_context
+        for chunk in step.chunks:
+            if chunk.tokens == 1 and chunk.samples and chunk.first >= self._known[chunk.request_id][0]:
+                decodes += 1
+                context += chunk.first
+            else:
+                prompts.append((chunk.tokens, chunk.first))
+        self._shape = BatchShape(tuple(prompts), decodes, context)
+        self._tokens = decodes + sum(new for new, _ in prompts)
+
+    def _begin_step(self, now_ns: int, step: RunStep) -> None:
+        """The iteration begins; where nothing will disturb it, those after it as well."""
+        self._timer.start(now_ns, self._shape)
+        self._begun_ns, self._turn, self._disturbed = now_ns, 0, None
+        self._count = 1
+        if self._encode is not None:
+            self._disturb(now_ns)
+        elif step.most > 1 and not self._image:
+            ends = self._ends
+            while ends and self._end_of.get(ends[0][1]) != ends[0][0]:
+                heapq.heappop(ends)
+            most = min(step.most, ends[0][0] - self._ran) if ends else step.most
+            if most > 1:
+                told = min(self._status_ns + STATUS_NS, self._progress_ns + self._options.progress_ns)
+                self._count = min(most, self._timer.until(told - 1, most) + 1)
+
+    def _step_end_ns(self) -> int:
+        return self._timer.end_ns(self._count) if self._disturbed is None else self._disturbed.end_ns
+
+    def _interrupt(self, now_ns: int) -> None:
+        """Something will be said to the scheduler: iterations of a leap that are over have ended, and one is under way."""
+        if self._count <= 1:
+            return
+        over = self._timer.until(now_ns, self._count - 1)
+        if over:
+            at_ns = self._timer.end_ns(over)
+            self._stepped(at_ns, over)
+            assert self._step is not None
+            self._begin_step(at_ns, self._step)
+        self._count = 1
+
+    def _stepped(self, now_ns: int, count: int) -> None:
+        step = self._step
+        assert step is not None
+        self._timer.ended(now_ns, count, on_time=self._disturbed is None)
+        self._step, self._count, self._disturbed = None, 0, None
+        if self._encode is not None:
+            self._encode.change(now_ns, 1.0)
+        self.iterations += count
+        self.busy_ns += now_ns - self._begun_ns
+        if step.decodes:
+            self._ran += count
+        sampled = []
+        for chunk in step.chunks:
+            known = self._known.get(chunk.request_id)
+            if chunk.samples and known is not None:
+                number = chunk.first + chunk.tokens - known[0] + 1
+                sampled.append((chunk.request_id, END if number >= known[1] else TOKEN))
+        while step.decodes and self._ends and self._ends[0][0] <= self._ran:
+            end, attempt = heapq.heappop(self._ends)
+            if self._end_of.get(attempt) == end:
+                del self._end_of[attempt]
+                sampled.append((attempt, END))
+        self._handle(now_ns, StepEnded(step.step, tuple(sampled), count))
+        self._tell_status(now_ns)
+
+    # --- images
+
+    def _begin_encode(self, now_ns: int) -> None:
+        kind = self._options.encoder
+        if self._image not in self._pixels:
+            self._image, content_hash = "", self._image
+            self._handle(now_ns, EncodeEnded(content_hash, 0, EVICTED))
+            if self._image:
+                self._begin_encode(now_ns)
+            return
+        if kind != "overlapped":
+            if self._count:
+                return  # an iteration is under way
+            if kind == "inline" and self._step is not None and self._turn >= self._options.inline_images:
+                return
+            self._turn += 1
+        patches = self._outside.image(self._image).encoder_tokens
+        seconds = self._times.encode_s((patches,))
+        if kind == "blocking":
+            seconds += self._times.prepare_s(patches)
+        self._encode = Work(seconds * NS_PER_S, now_ns)
+        if self._count:
+            self._interrupt(now_ns)
+            self._disturb(now_ns)
+
+    def _disturb(self, now_ns: int) -> None:
+        """Encoder and iteration are beside each other from now on."""
+        assert self._encode is not None
+        slowdown = self._options.overlap.slowdown(self._tokens)
+        if self._disturbed is None:
+            self._disturbed = Work(self._timer.end_ns() - now_ns, now_ns)
+        self._disturbed.change(now_ns, slowdown)
+        self._encode.change(now_ns, slowdown)
+
+    def _encoded(self, now_ns: int) -> None:
+        content_hash, self._image, self._encode = self._image, "", None
+        if self._disturbed is not None:
+            self._disturbed.change(now_ns, 1.0)
+        self._pixels.discard(content_hash)
+        self._handle(now_ns, EncodeEnded(content_hash, self._embedding_bytes(content_hash)))
+
+    def _embedding_bytes(self, content_hash: str) -> int:
+        return self._outside.image(content_hash).tokens * self._times.embedding_token_bytes
+
+    # --- what is told now and then
+
+    def _tell_status(self, now_ns: int) -> None:
+        if now_ns - self._progress_ns >= self._options.progress_ns:
+            self._tell_progress(now_ns)
+        if now_ns - self._status_ns >= STATUS_NS:
+            status = self._scheduler.status()
+            if status != self._status:
+                self._outside.tell(self, now_ns, status)
+                self._status = status
+            self._status_ns = now_ns
+
+    def _tell_progress(self, now_ns: int) -> None:
+        self._progress_ns = now_ns
+        for action in self._scheduler.tell_progress():
+            self._execute(now_ns, action)
+
+    def _status_due(self) -> bool:
+        return self._status != self._scheduler.status()
+
+    @property
+    def roles(self) -> Role:
+        return self._scheduler.roles
+
+
+def _message(action: InstanceAction, source: str) -> InstanceEvent:
+    match action:
+        case SendEncodeFailure():
+            return EncodeFailed(action.content_hash, action.error)
+        case OfferMove():
+            return MoveOffered(action.request, source, action.tokens)
+        case AcceptMove():
+            return MoveAccepted(action.request_id, source, action.cached_tokens)
+        case RefuseMove():
+            return MoveRefused(action.request_id, source, action.reason)
+        case CancelMove():
+            return MoveCancelled(action.request_id, source)
+        case ConfirmRound():
+            return RoundTaken(action.request_id, source, action.until)
+        case ConfirmMove():
+            return MoveTaken(action.request_id, source)
+    raise AssertionError(f"{type(action).__name__} is not for a peer")
+
+
+def _sender(event: InstanceEvent) -> str:
+    """The peer that a move's message is from; "" for others."""
+    match event:
+        case MoveOffered() | RoundArrived() | MoveCancelled():
+            return event.source
+        case MoveAccepted() | MoveRefused() | RoundTaken() | MoveTaken():
+            return event.peer
+    return ""
