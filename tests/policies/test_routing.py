@@ -2,13 +2,14 @@
 
 import heapq
 import random
+from dataclasses import replace
 
 import pytest
 
 from tierline.core.errors import InvalidInput, UnknownName
 from tierline.core.instance_actions import TellTokens
 from tierline.core.request import ALL_ROLES, Request, Role, Sampling
-from tierline.core.routing_view import InstanceView, RequestView
+from tierline.core.routing_view import WAIT, InstanceView, RequestView
 from tierline.core.serving_actions import QueueAttempt
 from tierline.core.serving_events import InstanceJoined, InstanceSaid, RequestSubmitted
 from tierline.policies.routing import POLICIES, make_routing
@@ -18,9 +19,26 @@ REQUEST = RequestView("r", prompt_tokens=3)
 
 
 def some_views(rng):
-    return tuple(
-        InstanceView(f"i{at}", ALL_ROLES, *(rng.randrange(5) for _ in range(4)), 9) for at in range(rng.randrange(1, 9))
-    )
+    return tuple(some_view(rng, f"i{at}") for at in range(rng.randrange(1, 9)))
+
+
+def some_view(rng, name):
+    """Counts that fit each other: idle, or with prompts, decodes and images to some degree."""
+    prompts, decoding, encoding = (rng.choice([0, 0, 1, 5]) for _ in range(3))
+    return InstanceView(
+        name, ALL_ROLES, 700 * prompts, decoding, encoding, rng.randrange(1000), 1000,
+        rng.choice(["text", "multimodal", "shared"]), prompts, 0.03 * prompts, 0.02 * encoding,
+        400 * decoding, 0.01 if decoding else 0.0,
+    )  # fmt: skip
+
+
+def some_request(rng):
+    images, prompt = rng.choice([0, 0, 2]), rng.randrange(1, 3000)
+    return RequestView(
+        "r", rng.randrange(10**9), rng.choice([0, 0, 1]), prompt, images * 200, images, 0,
+        rng.randrange(10**10), 40e-6 * prompt, 0.01 * images, rng.choice(["", "i0"]),
+        {"i0": prompt // 2}, {"i0": 200} if images else {},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
@@ -37,12 +55,26 @@ class TestRegistered:
             chosen.append([])
             for _ in range(200):
                 views, stage = some_views(rng), rng.choice(list(Role))
-                chosen[-1].append(policy.choose(stage, views, REQUEST, 0))
-                assert chosen[-1][-1] in {view.name for view in views}
+                chosen[-1].append(policy.choose(stage, views, some_request(rng), 0))
+                may_wait = policy.late and stage is not Role.ENCODE and not all(view.idle for view in views)
+                assert chosen[-1][-1] in {view.name for view in views} | ({WAIT} if may_wait else set())
         assert chosen[0] == chosen[1]
+        assert not make_routing(name).late or WAIT in chosen[0]
+
+    def test_the_order_is_that_of_arrival_unless_priorities_or_deadlines_say_otherwise(self, name):
+        policy, rng = make_routing(name), random.Random(1)
+        requests = [some_request(rng) for _ in range(50)]
+        places = [policy.order(each, 5) for each in requests]
+        assert len({len(place) for place in places}) == 1
+        early, late = (replace(requests[0], submitted_ns=at, deadline_ns=at + 10**9) for at in (0, 10))
+        assert policy.order(early, 5) <= policy.order(late, 5)
+        if policy.late:
+            assert policy.order(early, 5) < policy.order(late, 5)
+            assert policy.order(replace(late, priority=1), 5) < policy.order(early, 5)
 
     def test_equal_instances_get_equal_shares(self, name):
-        assert max(prompts_sent(name, [10] * 40).values()) == 10
+        sent = prompts_sent(name, [10] * 40)
+        assert len(sent) == 4 and max(sent.values()) - min(sent.values()) <= 1
 
 
 def test_an_unknown_policy_and_wrong_options_are_refused():
@@ -71,8 +103,8 @@ def prompts_sent(name, lengths, instances=4):
         scheduler.handle(0, InstanceJoined(f"i{at}", ALL_ROLES))
     for number, length in enumerate(lengths):
         request = Request(f"r{number}", (1,) * length, Sampling(5))
-        (queue,) = scheduler.handle(0, RequestSubmitted(request))
-        sent[queue.instance] = sent.get(queue.instance, 0) + 1
+        for queue in scheduler.handle(0, RequestSubmitted(request)):  # none where it waits in the scheduler
+            sent[queue.instance] = sent.get(queue.instance, 0) + 1
     return sent
 
 

@@ -11,7 +11,8 @@ from typing import ClassVar, Protocol
 class SequenceView:
     """One sequence. `ready_tokens`: positions that could be computed now (an image that is not encoded yet bars those
     from its start on); `left_tokens`: positions without KV, ready or not; `blocks_needed`: KV blocks it would take to
-    admit it (0 when it runs). `decoding`: one position is left and output was made. `output_tokens`: made so far."""
+    admit it (0 when it runs). `decoding`: one position is left and output was made. `output_tokens`: made so far.
+    `has_images`: whether its prompt has any, encoded or not."""
 
     request_id: str
     arrived_ns: int
@@ -22,6 +23,7 @@ class SequenceView:
     output_tokens: int
     blocks_needed: int
     decoding: bool
+    has_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)

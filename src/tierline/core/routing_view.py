@@ -73,8 +73,8 @@ class RoutingPolicy(Protocol):
     """Chooses an instance for a stage. Pure but for its own declared memory.
 
     `late`: may answer `WAIT` for a prompt or a decode, which then waits in the scheduler and is asked for again when an
-    instance has news, then with that instance alone; it does not answer so where one of the instances is idle. Images are
-    always placed. `wants_affinity`: reads `cached` and `embedded`.
+    instance has news, then with that instance alone; where every instance of the fleet is idle, one takes the
+    request all the same. Images are always placed. `wants_affinity`: reads `cached` and `embedded`.
     """
 
     late: ClassVar[bool]

@@ -214,22 +214,30 @@ class DemandMeter:
         self.last_ns = max(now_ns, self.last_ns)
 
 
-def completion_s(jobs: Iterable[float], busy_s: Sequence[float]) -> list[float]:
-    """`t(r | R, E)`: when each of the jobs R ends, in their order, if the longest is given to whoever is free first, then the
-    next longest, and so on (longest processing time first, Graham 1969). `busy_s`: what each of E has to do before. No
-    instance: never."""
-    jobs = list(jobs)
-    if not busy_s:
+def completion_s(jobs: Iterable[float], speeds: Sequence[float]) -> list[float]:
+    """`t(r | R, E)`: when each of the jobs R ends, in their order, if the longest is given to whom it ends earliest with,
+    then the next longest, and so on (longest processing time first, Graham 1969). `speeds` of E: the share of its time that
+    each has for them. Nobody with any: never."""
+    jobs, able = list(jobs), [speed for speed in speeds if speed > 0]
+    if not able:
         return [math.inf] * len(jobs)
-    free = list(busy_s)
-    heapq.heapify(free)
+    order = sorted(range(len(jobs)), key=lambda each: -jobs[each])
     ends = [0.0] * len(jobs)
-    for place in sorted(range(len(jobs)), key=lambda each: -jobs[each]):
-        ends[place] = free[0] + jobs[place]
-        heapq.heapreplace(free, ends[place])
+    if min(able) == max(able):  # all alike: whoever is free first
+        free = [0.0] * len(able)
+        for place in order:
+            ends[place] = free[0] + jobs[place] / able[0]
+            heapq.heapreplace(free, ends[place])
+        return ends
+    busy = [0.0] * len(able)
+    for place in order:
+        job = jobs[place]
+        at = min(range(len(able)), key=lambda each: busy[each] + job / able[each])
+        busy[at] += job / able[at]
+        ends[place] = busy[at]
     return ends
 
 
-def makespan_s(jobs: Iterable[float], busy_s: Sequence[float]) -> float:
+def makespan_s(jobs: Iterable[float], speeds: Sequence[float]) -> float:
     """`T(R, E) = max_r t(r | R, E)`, 0 for no jobs."""
-    return max(completion_s(jobs, busy_s), default=0.0)
+    return max(completion_s(jobs, speeds), default=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from tierline.core.errors import InvalidInput, UnknownName
@@ -21,10 +22,19 @@ def policy_class(family: str, policies: Mapping[str, str], name: str) -> Any:
         raise InvalidInput(f"{family} '{name}' cannot be loaded: {error}.") from error
 
 
-def make(family: str, policies: Mapping[str, str], name: str, options: Mapping[str, Any] | None) -> Any:
-    """A fresh policy; `options` are its dataclass fields. Raises `UnknownName` or `InvalidInput`."""
+def make(
+    family: str,
+    policies: Mapping[str, str],
+    name: str,
+    options: Mapping[str, Any] | None,
+    offered: Mapping[str, Any] | None = None,
+) -> Any:
+    """A fresh policy; `options` are its dataclass fields, and of what is `offered` it gets those that it has a field for.
+    Raises `UnknownName` or `InvalidInput`."""
     cls = policy_class(family, policies, name)
+    known = {field.name for field in fields(cls)} if offered and is_dataclass(cls) else set()
+    given = {key: value for key, value in (offered or {}).items() if key in known and value is not None}
     try:
-        return cls(**(options or {}))
+        return cls(**(given | dict(options or {})))
     except TypeError as error:
         raise InvalidInput(f"{family} '{name}' does not take these options: {error}.") from error

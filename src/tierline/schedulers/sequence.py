@@ -118,4 +118,5 @@ class Sequence:
             output_tokens=self.output_tokens,
             blocks_needed=blocks_needed,
             decoding=self.is_decoding,
+            has_images=bool(request.images),
         )

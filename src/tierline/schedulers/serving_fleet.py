@@ -48,8 +48,8 @@ class Fleet:
         name = routing.choose(role, views, live.view(cached, embedded), self.now_ns)
         if name != WAIT:
             return self.servers[name]
-        # An idle instance takes what there is, whatever a policy says: nobody would have news that lets it go on.
-        return next((server for server in able if server.view().idle), None)
+        # Where all are idle one takes what there is, whatever the policy says: nobody would have news that lets it go on.
+        return able[0] if all(server.view().idle for server in self._able[role]) else None
 
     def _affinity(self, role: Role, live: Live) -> tuple[dict[str, int], dict[str, int]]:
         if role is not Role.PREFILL:

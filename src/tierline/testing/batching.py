@@ -133,7 +133,7 @@ class BatchPolicyContract:
     def test_the_true_output_length_is_not_seen(self) -> None:
         assert {field.name for field in fields(SequenceView)} == {
             "request_id", "arrived_ns", "priority", "ready_tokens", "left_tokens", "context_tokens", "output_tokens",
-            "blocks_needed", "decoding",
+            "blocks_needed", "decoding", "has_images",
         }  # fmt: skip
         until = 4  # all are alike until the shortest answer ends
         lives = []

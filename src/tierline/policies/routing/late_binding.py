@@ -1,0 +1,112 @@
+"""One queue for all, by deadline; a request is bound to an instance when that has room for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tierline.core.request import Role
+from tierline.core.routing_view import WAIT, InstanceView, RequestView
+from tierline.core.slo import Slo
+from tierline.perf.serving_demand import StageRates
+from tierline.policies.deadlines import place
+
+
+@dataclass(slots=True)
+class LateBinding:
+    """Idea: instances hold little ahead of what they compute, the rest waits here in order of deadlines (hopeless ones last,
+    until they come again); who has room gets the first of them, or, with a choice, where its first token is predicted
+    earliest: queue and own prompt without what is cached there, over the share of time that decodes leave.
+
+    Source: ours (design, "What a first study found"); late binding as in Sparrow (SOSP 2013), TTFT as in Mooncake's and
+    DualMap's routers.
+    Inputs: predicted seconds, cached and embedded tokens, groups, free blocks. Memory: none. Cost: one pass.
+    `ahead_s`: prompt seconds that an instance may have, what it computes included; `ahead_prompts` it may have in any case,
+    so that it is not idle while word of an end is under way. `cross_s`: how much later the first token may be before an
+    instance of the other group is taken. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`:
+    how far the encoder slows iterations of the same device down (0 = not at all).
+    """
+
+    late: ClassVar[bool] = True
+    wants_affinity: ClassVar[bool] = True
+    rates: StageRates = field(default_factory=StageRates)
+    slo: Slo = field(default_factory=Slo)
+    ahead_s: float = 0.05
+    ahead_prompts: int = 2
+    cross_s: float = 0.05
+    kv_share: float = 0.95
+    overlap: float = 0.5
+    least_share: float = 0.1
+    trust: float = 0.9
+    patience_ns: int = 10_000_000_000
+    priority_ns: int = 1_000_000_000
+    by_deadline: bool = True
+    block_tokens: int = 16
+
+    def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: RequestView, now_ns: int) -> str:
+        match stage:
+            case Role.PREFILL:
+                return self._prefill(instances, request)
+            case Role.DECODE:
+                return self._decode(instances, request)
+        return self._encode(instances, request)
+
+    def order(self, request: RequestView, now_ns: int) -> tuple[float, ...]:
+        if not self.by_deadline:
+            return (float(request.submitted_ns - request.priority * self.priority_ns),)
+        return place(
+            now_ns,
+            request.submitted_ns,
+            request.deadline_ns,
+            request.prefill_s + request.encode_s,
+            self.patience_ns,
+            request.priority,
+            self.priority_ns,
+        )
+
+    def _prefill(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
+        own_s, tpot_s, modality = request.prefill_s, self.slo.tpot_ns / 1e9, request.modality
+        cached, embedded = request.cached, request.embedded
+        encode_token_s = request.encode_s / request.image_tokens if request.image_tokens else 0.0
+        best, least = WAIT, float("inf")
+        for each in instances:
+            queued_s = each.prefill_s
+            if each.prompts >= self.ahead_prompts and queued_s > self.ahead_s:
+                continue
+            if each.total_blocks and (each.decoding or each.prompts):
+                needed = (each.prefill_tokens + request.prompt_tokens) / self.block_tokens
+                if each.free_blocks - needed < (1 - self.kv_share) * each.total_blocks:
+                    continue
+            work_s = own_s
+            if hit := cached.get(each.name, 0):
+                work_s -= self.trust * (own_s - self.rates.prefill_s(request.prompt_tokens, hit))
+            if request.images:
+                work_s += request.encode_s - encode_token_s * embedded.get(each.name, 0)
+            share = max(self.least_share, 1 - each.decode_s / tpot_s)
+            ttft_s = (queued_s + work_s + self.overlap * each.encode_s) / share
+            if each.group != "shared" and each.group != modality:
+                ttft_s += self.cross_s
+            if ttft_s < least:
+                best, least = each.name, ttft_s
+        return best
+
+    def _decode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
+        """Where the iterations are shortest with it; prompts there make them longer, up to the TPOT promised."""
+        tpot_s = self.slo.tpot_ns / 1e9
+
+        def iteration_s(each: InstanceView) -> tuple[float, float]:
+            if each.total_blocks and each.free_blocks < request.prompt_tokens / self.block_tokens:
+                return float("inf"), each.decode_s
+            chunk_s = min(each.prefill_s, max(0.0, tpot_s - each.decode_s))
+            return each.decode_s + chunk_s, each.decode_s
+
+        return min(instances, key=iteration_s).name
+
+    def _encode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
+        """At home unless another's encoder is free so much earlier that the way pays."""
+        way_s = self.rates.transfer_base_s
+
+        def ends_s(each: InstanceView) -> float:
+            return each.encode_s + self.overlap * each.prefill_s + (0.0 if each.name == request.home else way_s)
+
+        return min(instances, key=ends_s).name
