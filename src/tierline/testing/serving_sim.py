@@ -1,5 +1,5 @@
-"""For tests of whatever is simulated: stage times that one can reckon with, made-up workloads, and whole runs with a record of
-every event and action."""
+"""For tests of whatever is simulated: stage times that one can reckon with, made-up workloads, and whole runs with a record
+of every event and action."""
 
 from __future__ import annotations
 

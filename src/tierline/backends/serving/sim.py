@@ -361,6 +361,9 @@ class SimServing:
             self._open -= 1
             del self._requests[made.request_id]
 
+    def close(self) -> None:
+        """Nothing is to be ended."""
+
     # --- afterwards
 
     def outcomes(self) -> tuple[ServedOutcome, ...]:
