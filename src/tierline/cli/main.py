@@ -22,6 +22,7 @@ from tierline.cli import (
     doctor,
     hold,
     kernels,
+    load,
     logs,
     policies,
     ps,
@@ -73,7 +74,7 @@ def _root(
 
 
 MODULES = (
-    up, submit, sweep, ps, why, logs, stop, hold, top, serve, chat, run_command, kernels, calibrate, policies, simulate,
+    up, submit, sweep, ps, why, logs, stop, hold, top, serve, chat, load, run_command, kernels, calibrate, policies, simulate,
     data, replay, doctor,
 )  # fmt: skip
 for module in MODULES:
