@@ -107,6 +107,8 @@ class InstanceScheduler:
         self._every: tuple[int, int] = (0, 0)  # of them those that `EVERY_DECODE` stands for
         self._together = False  # those in lockstep are in the iteration too
         self._unconfirmed = Role(0)  # roles given that no batch has shown yet
+        self._awaits_batch = False  # there are such
+        self._again = False  # the policy would only say again that all decode
 
     # --- questions
 
@@ -152,6 +154,8 @@ class InstanceScheduler:
         """What is to be done now that `event` has happened, in this order."""
         self._state.now_ns = now_ns
         match event:
+            case StepEnded():
+                self._step_ended(event)
             case RequestQueued():
                 self._queued(event)
             case RequestCancelled():
@@ -164,8 +168,6 @@ class InstanceScheduler:
                 self._encoder.arrived(event.content_hash, event.size_bytes)
             case EncodeFailed():
                 self._encoder.failed(event.content_hash, event.error)
-            case StepEnded():
-                self._step_ended(event)
             case RolesSet():
                 self._roles_set(event.roles)
             case MoveAsked():
@@ -191,7 +193,7 @@ class InstanceScheduler:
         if not self._running:
             self._next_step()
         out, self._state.out = self._state.out, []
-        if Role.ENCODE in self._unconfirmed and any(isinstance(action, EncodeImage) for action in out):
+        if self._awaits_batch and Role.ENCODE in self._unconfirmed and any(isinstance(a, EncodeImage) for a in out):
             self._shown(Role.ENCODE)
             out += self._state.out
             self._state.out = []
@@ -201,7 +203,7 @@ class InstanceScheduler:
         request = event.request
         if request.request_id in self._state.sequences:
             return
-        if Role.PREFILL not in self._state.roles:
+        if not self._state.may_prefill:
             self._state.out.append(TellReturned(request.request_id, request.made, "it may not prefill"))
             return
         if not request.prompt:
@@ -237,7 +239,8 @@ class InstanceScheduler:
     def _roles_set(self, roles: Role) -> None:
         state = self._state
         self._unconfirmed = (self._unconfirmed | (roles & ~state.roles)) & roles
-        state.roles = roles
+        self._awaits_batch = bool(self._unconfirmed)
+        state.set_roles(roles)
         if Role.PREFILL not in roles:
             for sequence in list(state.queue):
                 self._tell(sequence)
@@ -252,7 +255,7 @@ class InstanceScheduler:
 
     def _settle(self, sequence: Sequence) -> None:
         """A sequence past its prompt runs here if it may, else waits to be moved."""
-        if Role.DECODE in self._state.roles:
+        if self._state.may_decode:
             self._state.run(sequence)
         elif sequence.phase is not Phase.HELD:
             if sequence.in_step:
@@ -276,17 +279,19 @@ class InstanceScheduler:
             assert self._lockstep is not None
             full = self._lockstep.end(event.count)
             ended = {each.request_id: each for each in full}
-            ended |= {name: member for name in sampled if (member := self._lockstep.members.get(name))}
+            for name in sampled:
+                if member := self._lockstep.members.get(name):
+                    ended[name] = member
             token = self._lockstep.token
             for chunk in chunks[:first]:
                 self._computed(chunk, sampled)
             # In order of admission, as if each had been named.
-            alone: list[tuple[int, Chunk | Sequence]] = []
+            ends: list[tuple[int, Chunk | Sequence]] = [(each.seat, each) for each in ended.values()]
             for chunk in chunks[first:last]:
                 sampled.setdefault(chunk.request_id, token)
                 if sequence := self._state.sequences.get(chunk.request_id):
-                    alone.append((sequence.seat, chunk))
-            for _, one in sorted([*alone, *((each.seat, each) for each in ended.values())], key=itemgetter(0)):
+                    ends.append((sequence.seat, chunk))
+            for _, one in sorted(ends, key=itemgetter(0)) if len(ends) > 1 else ends:
                 if isinstance(one, Chunk):
                     self._computed(one, sampled)
                     continue
@@ -319,7 +324,7 @@ class InstanceScheduler:
             return
         if self._tells_each or sequence.output_tokens == len(sequence.request.made) + 1:
             self._tell(sequence)
-        if Role.DECODE not in self._state.roles:
+        if not self._state.may_decode:
             self._settle(sequence)
         else:
             self._moves.advance(sequence)
@@ -367,9 +372,13 @@ class InstanceScheduler:
         state = self._state
         if not state.running and not state.queue:
             return
-        view = batch_view(state, self._lockstep, self._ask_for_images)
+        lockstep = self._lockstep
+        if self._again and lockstep and not state.queue and self._all_together(lockstep):
+            return
+        view = batch_view(state, lockstep, self._ask_for_images)
         plan = _Plan(self._limits.token_budget, self._limits.sequence_limit)
-        for share in self._policy.compose(view):
+        shares = self._policy.compose(view)
+        for share in shares:
             if share is EVERY_DECODE:
                 self._plan_decodes(plan)
             else:
@@ -385,20 +394,41 @@ class InstanceScheduler:
             sequence.in_step = chunk.tokens
             sequence.fresh = False
             sequence.told_blocks = len(sequence.blocks)
-            self._shown(Role.DECODE if sequence.is_decoding else Role.PREFILL)
-        if self._lockstep is None:
+            if self._awaits_batch:
+                self._shown(Role.DECODE if sequence.is_decoding else Role.PREFILL)
+        if lockstep is None:
             state.out.append(RunStep(self._step, tuple(self._chunks)))
             return
-        joined, left = self._lockstep.news()
+        joined, left = lockstep.news()
         context = most = 0
         if plan.together:
-            self._shown(Role.DECODE)
-            context = self._lockstep.context
+            if self._awaits_batch:
+                self._shown(Role.DECODE)
+            context = lockstep.context
             quiet = not self._chunks and not state.queue and not any(each.ready_tokens for each in view.begun)
-            most = self._lockstep.most() if quiet else 1
+            most = lockstep.most() if quiet else 1
+            self._again = quiet and shares == (EVERY_DECODE,)
         state.out.append(
             RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most=max(1, most))
         )
+
+    def _all_together(self, lockstep: Lockstep) -> bool:
+        """Another iteration of nothing but all in lockstep, if it needs no decision."""
+        members, limits = len(lockstep.members), self._limits
+        if members != len(self._state.running) or not lockstep.may_run(0):
+            return False
+        if members > limits.sequence_limit or members > limits.token_budget:
+            return False
+        lockstep.begin()
+        self._step += 1
+        self._iterations += 1
+        self._running = self._together = True
+        self._chunks, self._every = [], (0, 0)
+        if self._awaits_batch:
+            self._shown(Role.DECODE)
+        joined, left = lockstep.news()
+        self._state.out.append(RunStep(self._step, (), members, lockstep.context, joined, left, most=lockstep.most()))
+        return True
 
     def _plan_decodes(self, plan: _Plan) -> None:
         """All that decode, in order of admission: those in lockstep at one stroke, if they are sure to fit."""
@@ -444,7 +474,7 @@ class InstanceScheduler:
             plan.budget -= chunk.tokens
 
     def _admit(self, sequence: Sequence) -> bool:
-        if Role.PREFILL not in self._state.roles or self._seats <= 0:
+        if not self._state.may_prefill or self._seats <= 0:
             return False
         if not self._state.admit(sequence):
             return False
@@ -480,7 +510,7 @@ class InstanceScheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._alone(sequence.request_id)
         self._moves.give_up(sequence, "it was preempted")
-        if Role.PREFILL in self._state.roles:
+        if self._state.may_prefill:
             self._state.preempt(sequence)
             self._ask_for_images(sequence)
         else:
@@ -496,5 +526,6 @@ class InstanceScheduler:
         """A batch of this role has run: the first one confirms the role."""
         if role & self._unconfirmed:
             self._unconfirmed &= ~role
+            self._awaits_batch = bool(self._unconfirmed)
             if not self._unconfirmed:
                 self._state.out.append(TellRoles(self._state.roles, by_batch=True))

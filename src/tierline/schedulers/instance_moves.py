@@ -32,7 +32,6 @@ from tierline.core.instance_events import (
     RoundArrived,
     RoundTaken,
 )
-from tierline.core.request import Role
 from tierline.schedulers.instance_state import InstanceState
 from tierline.schedulers.sequence import Phase, Sequence
 
@@ -172,7 +171,7 @@ class Moves:
             return "its source is gone"
         if event.request.request_id in state.sequences:
             return "it has the request already"
-        if Role.DECODE not in state.roles:
+        if not state.may_decode:
             return "it may not decode"
         if len(state.running) + self.arriving >= state.limits.sequence_limit:
             return "it has as many sequences as it may"

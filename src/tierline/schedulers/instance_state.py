@@ -43,6 +43,8 @@ class InstanceState:
     wanted: dict[str, dict[str, Sequence]] = field(default_factory=dict)  # image without embeddings -> who waits for it
     parked: list[int] = field(default_factory=list)  # blocks of sequences dropped in the iteration that writes them
     out: list[InstanceAction] = field(default_factory=list)
+    may_prefill: bool = field(init=False)  # as `roles` say
+    may_decode: bool = field(init=False)
     now_ns: int = 0
     seats: int = 0  # admissions so far
     prefix_queries: int = 0
@@ -53,6 +55,11 @@ class InstanceState:
         limits = self.limits
         self.kv = KvBlocks(limits.blocks, limits.block_tokens, caching=limits.prefix_caching)
         self.pool = EmbeddingPool(limits.pool_bytes)
+        self.set_roles(self.roles)
+
+    def set_roles(self, roles: Role) -> None:
+        self.roles = roles
+        self.may_prefill, self.may_decode = Role.PREFILL in roles, Role.DECODE in roles
 
     def add(self, request: Request, phase: Phase) -> Sequence:
         sequence = Sequence(request, phase, self.block_keys)

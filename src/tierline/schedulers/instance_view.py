@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 from tierline.core.batch_view import BatchView, Decodes, SequenceView
-from tierline.core.request import Role
 from tierline.schedulers import sequence as sequences
 from tierline.schedulers.instance_state import InstanceState
 from tierline.schedulers.lockstep import Lockstep
@@ -70,11 +69,10 @@ def batch_view(
             context += each.computed
         else:
             begun.append(each.view(state.pool, each.computed, 0))
-    may_prefill = Role.PREFILL in state.roles
     return BatchView(
         now_ns=state.now_ns,
         running=LazyViews(_running(state, lockstep), len(state.running)),
-        waiting=LazyViews(_waiting(state, ask_for_images)) if may_prefill and state.queue else (),
+        waiting=LazyViews(_waiting(state, ask_for_images)) if state.may_prefill and state.queue else (),
         free_blocks=state.kv.free,
         token_budget=state.limits.token_budget,
         sequence_limit=state.limits.sequence_limit,

@@ -19,7 +19,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any
 
 from tierline.backends.serving.sim_instance import DeviceOptions, SimInstance
@@ -113,14 +112,8 @@ def limits_of(times: StageTimes, **changes: Any) -> InstanceLimits:
     return InstanceLimits(**{**limits, **changes})
 
 
-class _Order(IntEnum):
-    DEVICE = 0
-    MESSAGE = 1
-    DEATH = 2
-    JOIN = 3
-    WORD = 4
-    ARRIVAL = 5
-    TICK = 6
+# Among events of the same nanosecond:
+DEVICE, MESSAGE, DEATH, JOIN, WORD, ARRIVAL, TICK = range(7)
 
 
 @dataclass(slots=True)
@@ -167,10 +160,10 @@ class SimServing:
         for roles in options.roles:
             self._start(roles, 0)
         for kill in options.kills:
-            self._push(kill.at_ns, _Order.DEATH, 0, kill, None)
+            self._push(kill.at_ns, DEATH, 0, kill, None)
         self._push_arrival()
         if tick_ns:
-            self._push(tick_ns, _Order.TICK, 0, None, None)
+            self._push(tick_ns, TICK, 0, None, None)
 
     # --- what happens
 
@@ -181,10 +174,10 @@ class SimServing:
             if limit is not None and heap[0][:2] >= limit:
                 return None
             now_ns, order, _, _, what, more = heapq.heappop(heap)
-            if order == _Order.DEVICE:
+            if order == DEVICE:
                 what.due(now_ns, more)
                 continue
-            if order == _Order.MESSAGE:
+            if order == MESSAGE:
                 instance = self._instances.get(what)
                 if instance is not None:
                     event, pixels = more
@@ -197,19 +190,19 @@ class SimServing:
 
     def _told(self, now_ns: int, order: int, what: Any, more: Any) -> Event | None:
         """An event for the serving scheduler, if this is one."""
-        if order == _Order.WORD:
+        if order == WORD:
             word: Event = what
             return word
-        if order == _Order.ARRIVAL:
+        if order == ARRIVAL:
             return self._arrived(what)
-        if order == _Order.JOIN:
+        if order == JOIN:
             name, roles = what
             return self._join(name, roles)
-        if order == _Order.DEATH:
+        if order == DEATH:
             self._die(now_ns, what)
             return None
         if self._open:
-            self._push(now_ns + self._tick_ns, _Order.TICK, 0, None, None)
+            self._push(now_ns + self._tick_ns, TICK, 0, None, None)
             return Tick()
         return None
 
@@ -219,7 +212,7 @@ class SimServing:
 
     def _push_arrival(self) -> None:
         if self._next < len(self._trace.requests):
-            self._push(self._trace.requests[self._next].arrived_ns, _Order.ARRIVAL, 0, self._next, None)
+            self._push(self._trace.requests[self._next].arrived_ns, ARRIVAL, 0, self._next, None)
             self._next += 1
 
     def _arrived(self, number: int) -> Event:
@@ -238,7 +231,7 @@ class SimServing:
             self._roles[slot] = roles
         generation = self._generation[slot]
         self._generation[slot] += 1
-        self._push(at_ns, _Order.JOIN, 0, (f"{slot}~{generation}" if generation else slot, roles), None)
+        self._push(at_ns, JOIN, 0, (f"{slot}~{generation}" if generation else slot, roles), None)
 
     def _join(self, name: str, roles: Role) -> Event:
         simulated = Simulated(self._prompts, TOKEN, self._options.lockstep)
@@ -259,7 +252,7 @@ class SimServing:
         if instance is None:
             return False
         instance.die(now_ns)
-        self._push(now_ns + self._options.latency_ns, _Order.WORD, instance.index, InstanceLost(name, reason), None)
+        self._push(now_ns + self._options.latency_ns, WORD, instance.index, InstanceLost(name, reason), None)
         return True
 
     @property
@@ -270,11 +263,11 @@ class SimServing:
     # --- for instances (`Outside`)
 
     def wake(self, instance: SimInstance, at_ns: int, version: int) -> None:
-        self._push(at_ns, _Order.DEVICE, instance.index, instance, version)
+        self._push(at_ns, DEVICE, instance.index, instance, version)
 
     def tell(self, instance: SimInstance, now_ns: int, message: Tell) -> None:
         event = InstanceSaid(instance.name, message)
-        self._push(now_ns + self._options.latency_ns, _Order.WORD, instance.index, event, None)
+        self._push(now_ns + self._options.latency_ns, WORD, instance.index, event, None)
 
     def send(self, instance: SimInstance, now_ns: int, to: str, event: InstanceEvent, size_bytes: int) -> None:
         at_ns = now_ns + self._options.latency_ns
@@ -301,7 +294,7 @@ class SimServing:
         key = (source, to)
         at_ns = max(at_ns, self._last.get(key, 0))
         self._last[key] = at_ns
-        self._push(at_ns, _Order.MESSAGE, target.index, to, (event, pixels))
+        self._push(at_ns, MESSAGE, target.index, to, (event, pixels))
 
     # --- actions
 
@@ -346,7 +339,7 @@ class SimServing:
         event = EncodeAsked(action.content_hash, action.to)
         # Not in order with other messages: these need not wait for the preparation.
         at_ns = ready_ns + self._options.latency_ns
-        self._push(at_ns, _Order.MESSAGE, target.index, action.instance, (event, bool(action.pixels_of)))
+        self._push(at_ns, MESSAGE, target.index, action.instance, (event, bool(action.pixels_of)))
 
     def _answered(self, action: Answer) -> None:
         made, now_ns = action.tokens, self._clock.now_ns()

@@ -12,7 +12,7 @@ a large prompt chunk much, and nothing is ever gained beyond the device's arithm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tierline.core.nouns import NS_PER_S
 from tierline.core.stage_times import BatchShape, StageTimes
@@ -61,6 +61,7 @@ class _Stretch:
     context: int
     done: int = 0
     end_ns: int = 0  # of its last iteration
+    ends: dict[int, int] = field(default_factory=dict)  # by number of iterations, as far as asked for
 
 
 class IterationTimer:
@@ -94,9 +95,11 @@ class IterationTimer:
             assert count <= 1
             return self._start_ns + count * self._one_ns
         steps = stretch.done + count
-        if not steps:
-            return stretch.start_ns
-        return stretch.start_ns + _ns(self._times.decodes_s(stretch.decodes, stretch.context, steps))
+        end_ns = stretch.ends.get(steps)
+        if end_ns is None:
+            seconds = self._times.decodes_s(stretch.decodes, stretch.context, steps)
+            end_ns = stretch.ends[steps] = stretch.start_ns + (_ns(seconds) if steps else 0)
+        return end_ns
 
     def ended(self, now_ns: int, count: int, *, on_time: bool) -> None:
         """`count` iterations have ended; not `on_time` where something slowed the last."""
@@ -109,6 +112,8 @@ class IterationTimer:
     def until(self, at_ns: int, most: int) -> int:
         """How many iterations, 0 to `most`, from the one that began last on have ended by `at_ns`."""
         begin_ns, last_ns = self.end_ns(0), self.end_ns(most)
+        if last_ns <= at_ns:
+            return most
         number = min(most, max(0, int((at_ns - begin_ns) / (last_ns - begin_ns) * most)))  # as good as linear
         while number < most and self.end_ns(number + 1) <= at_ns:
             number += 1

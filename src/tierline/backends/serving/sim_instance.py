@@ -27,6 +27,7 @@ from tierline.core.instance_actions import (
     SendRound,
     Tell,
     TellStatus,
+    TellTokens,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -70,7 +71,7 @@ class DeviceOptions:
     encoder: EncoderKind = "overlapped"
     inline_images: int = 1
     overlap: Overlap = field(default_factory=Overlap)
-    progress_ns: int = NS_PER_S // 2
+    progress_ns: int = NS_PER_S
 
 
 class Outside(Protocol):
@@ -148,7 +149,7 @@ class SimInstance:
         """A message has come. `pixels`: with the image that it asks to encode."""
         if isinstance(event, PeerLost):
             self._lost.add(event.peer)
-        elif _sender(event) in self._lost:
+        elif self._lost and _sender(event) in self._lost:
             return
         self._interrupt(now_ns)
         if isinstance(event, EncodeAsked) and pixels:
@@ -182,6 +183,8 @@ class SimInstance:
 
     def _execute(self, now_ns: int, action: InstanceAction) -> None:
         match action:
+            case TellTokens():
+                self._outside.tell(self, now_ns, action)
             case RunStep():
                 self._decided(action)
             case AddSequence(request):
