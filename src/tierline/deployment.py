@@ -29,7 +29,8 @@ class DeploymentOptions:
     """What `tierline serve` can be told of its instances. `roles`: "" = every instance does all; else one group of letters
     an instance (`E,P,D,D`), or groups with counts (`1E2P1D`). `device` "auto" = CUDA devices if there are any, one an
     instance in turn, else the CPU; `dtype` "auto" = bf16. `threads` 0 = the cores divided over the instances. `pack` None =
-    pack weights for this CPU where there is one instance. Bytes: `kv_bytes` (0 = chosen), `pool_bytes`."""
+    pack weights for this CPU where there is one instance. Bytes: `kv_bytes` (0 = chosen), `pool_bytes`. `pace`: instances
+    play this device and model (`InstanceSettings`)."""
 
     model: str = "tiny-vlm"
     instances: int = 0
@@ -49,6 +50,9 @@ class DeploymentOptions:
     queue_limit: int = 4096
     prefix_caching: bool = True
     pack: bool | None = None
+    pace: str = ""
+    pace_positions: int = 1
+    pace_stretch: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises `InvalidInput` for what cannot be."""
@@ -73,6 +77,15 @@ class DeploymentOptions:
             raise InvalidInput(f"--transfer {self.transfer}: shm (one host) or zmq is allowed.")
         make_batching(self.batching)
         make_routing(self.routing)
+        if self.pace:
+            from tierline.perf.device_times import stage_times
+            from tierline.perf.scaled_times import ScaledTimes
+
+            ScaledTimes(stage_times(self.pace), self.pace_positions, self.pace_stretch)
+        elif (self.pace_positions, self.pace_stretch) != (1, 1.0):
+            raise InvalidInput(
+                "--pace-positions and --pace-stretch say how a device is played: --pace DEVICE:MODEL is needed."
+            )
 
     @property
     def layout(self) -> tuple[Role, ...]:
@@ -183,6 +196,9 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
             pool_bytes=options.pool_bytes,
             context_tokens=options.context_tokens,
             prefix_caching=options.prefix_caching,
+            pace=options.pace,
+            pace_positions=options.pace_positions,
+            pace_stretch=options.pace_stretch,
         )
         for place, (roles, device) in enumerate(zip(layout, devices_of(options.device, len(layout)), strict=True))
     }
@@ -225,6 +241,10 @@ def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:
     settings = next(iter(instance_settings(options).values()))
     limits = limits_of(settings, config, models.DTYPES[settings.dtype], torch.device("cpu"))
     layout = image_layout_of(config, folder)
+    if options.pace and layout is not None:
+        from tierline.perf.device_times import stage_times
+
+        stage_times(options.pace).encode_s((1,))  # raises where nothing is known of an encoder
     model = ServedModel(
         name=served_name or (Path(folder).resolve().name if Path(options.model).is_dir() else options.model),
         context_tokens=limits.context_tokens,

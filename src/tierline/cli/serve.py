@@ -53,6 +53,16 @@ def serve(
         bool | None,
         typer.Option("--pack/--share", help="Weights packed for this CPU, or shared. [default: pack if alone]"),
     ] = None,
+    pace: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE:MODEL|FILE", help="Play this device and model, as h100:Qwen2.5-VL-7B, or a profile (.toml)."
+        ),
+    ] = "",
+    pace_positions: Annotated[
+        int, typer.Option(metavar="N", help="With --pace: each position of ours stands for N of theirs.", min=1)
+    ] = 1,
+    pace_stretch: Annotated[float, typer.Option(metavar="X", help="With --pace: all times X times longer.")] = 1.0,
     image_urls: Annotated[
         bool, typer.Option("--image-urls", help="Fetch http(s) images, from public addresses.")
     ] = False,
@@ -63,7 +73,8 @@ def serve(
     """Serve a model with text and images over an OpenAI-compatible API.
 
     Examples: `tierline serve tiny-vlm`, `tierline serve ./llava --instances 4 --roles E,P,2D`, then
-    `tierline chat --image shapes.png -m "What is in the picture?"`
+    `tierline chat --image shapes.png -m "What is in the picture?"`. Eight instances that take as long as H100s with a large
+    model would: `tierline serve tiny-vlm --instances 8 --pace h100:Qwen2.5-VL-7B`
     """
     import msgspec
 
@@ -89,6 +100,9 @@ def serve(
         queue_limit=max_requests,
         prefix_caching=prefix_caching,
         pack=pack,
+        pace=str(Path(pace).resolve()) if pace.endswith(".toml") and ":" not in pace else pace,
+        pace_positions=pace_positions,
+        pace_stretch=pace_stretch,
     )
     if keys_file is not None and not keys_file.is_file():
         raise InvalidInput(f"--keys-file {keys_file}: there is no such file.")

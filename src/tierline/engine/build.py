@@ -14,6 +14,7 @@ from tierline.engine.arena import KvArena
 from tierline.engine.cuda_graphs import DecodeGraphs
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.instance import Instance, Port
+from tierline.engine.pace import PacedDevice, PacedPort, paced_times
 from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
@@ -53,19 +54,31 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     if graphs:
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     scheduler = InstanceScheduler(settings.name, limits, make_batching(settings.batching), settings.roles)
-    lane = EncoderLane(family, wake)
-    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port)
+    pace, times = None, paced_times(settings)
+    if times is not None:
+        if family.takes_images:
+            times.encode_s((1,))  # raises where nothing is known of an encoder
+        pace = PacedDevice(times)
+        port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
+    lane = EncoderLane(family, wake, pace)
+    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace)
     return Built(instance, scheduler, limits, weights)
 
 
 def limits_of(settings: InstanceSettings, config: Any, dtype: torch.dtype, device: torch.device) -> InstanceLimits:
-    """Limits within the device's memory. Raises `InvalidInput` where not even two blocks fit."""
+    """Limits within the device's memory, or within that of the device that is played: as many positions of KV and of images
+    as fit there, and its token budget. Raises `InvalidInput` where not even two blocks fit."""
     kv = models.kv_shape(config)
     block_bytes = KvArena.bytes_per_block(kv.layers, settings.block_tokens, kv.kv_heads, kv.head_dim, dtype)
     context = models.context_tokens(config)
     if settings.context_tokens:
         context = min(context, settings.context_tokens)
-    budget = settings.kv_bytes
+    budget, token_budget, pool_bytes = settings.kv_bytes, settings.token_budget, settings.pool_bytes
+    if (paced := paced_times(settings)) is not None:
+        budget = budget or paced.kv_tokens // settings.block_tokens * block_bytes
+        token_budget = max(1, token_budget // settings.pace_positions)
+        embedding_bytes = config.get_text_config().hidden_size * dtype.itemsize
+        pool_bytes = pool_bytes * embedding_bytes // paced.embedding_token_bytes
     if not budget:
         budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_KV_SHARE) if device.type == "cuda" else CPU_KV_BYTES
     # More than every sequence at its longest can never be used.
@@ -76,9 +89,9 @@ def limits_of(settings: InstanceSettings, config: Any, dtype: torch.dtype, devic
     return InstanceLimits(
         blocks=blocks,
         block_tokens=settings.block_tokens,
-        token_budget=settings.token_budget,
+        token_budget=token_budget,
         sequence_limit=settings.sequence_limit,
-        pool_bytes=settings.pool_bytes,
+        pool_bytes=pool_bytes,
         context_tokens=min(context, blocks * settings.block_tokens),
         end_tokens=frozenset(models.end_tokens(settings.model, config)),
         prefix_caching=settings.prefix_caching,

@@ -15,6 +15,7 @@ import torch
 from tierline.core.request import Picture
 from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
+from tierline.engine.pace import PacedDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,11 @@ class Encoded:
 
 
 class EncoderLane:
-    """`wake` is called from the lane's thread whenever `take` has something new."""
+    """`wake` is called from the lane's thread whenever `take` has something new. `pace`: of the device that is played."""
 
-    def __init__(self, family: TextFamily, wake: Callable[[], None]) -> None:
+    def __init__(self, family: TextFamily, wake: Callable[[], None], pace: PacedDevice | None = None) -> None:
         self._family = family
+        self._pace = pace
         self._layout = image_layout_of(family.config, family.folder)
         self._wake = wake
         self._done: queue.SimpleQueue[Encoded] = queue.SimpleQueue()
@@ -56,20 +58,28 @@ class EncoderLane:
 
     def _encode(self, picture: Picture) -> None:
         try:
+            if self._pace is not None:
+                self._pace.begin_image(self._places(picture) or 0)
             with torch.inference_mode():
                 embeddings = self._family.encode([picture])[0].contiguous()
             self._check(picture, len(embeddings))
             result = Encoded(picture.content_hash, embeddings)
         except Exception as error:  # whatever a model's processor raises belongs to this image, not to its neighbours
             result = Encoded(picture.content_hash, None, f"{type(error).__name__}: {error}")
+        if self._pace is not None:
+            self._pace.end_image()
         self._done.put(result)
         self._wake()
 
     def _check(self, picture: Picture, made: int) -> None:
         """A prompt has a place for each embedding. Raises `ValueError` where the model makes another number of them."""
-        if self._layout is None:
-            return
-        layout = self._layout(picture.width, picture.height)
-        wanted = layout.tokens.count(layout.image_token)
-        if made != wanted:
+        wanted = self._places(picture)
+        if wanted is not None and made != wanted:
             raise ValueError(f"the model made {made} embeddings, and the prompt has {wanted} places for them")
+
+    def _places(self, picture: Picture) -> int | None:
+        """How many embeddings a prompt has places for; None where that is not known."""
+        if self._layout is None:
+            return None
+        layout = self._layout(picture.width, picture.height)
+        return layout.tokens.count(layout.image_token)

@@ -4,7 +4,7 @@ the same instance runs in a process of its own, or beside others in a test."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -49,7 +49,8 @@ from tierline.core.instance_events import (
 from tierline.core.request import Picture, TokenLogprob
 from tierline.engine.arena import KvArena
 from tierline.engine.encoder import EncoderLane
-from tierline.engine.runner import ModelRunner
+from tierline.engine.pace import PacedDevice, PacedPort, shape_of
+from tierline.engine.runner import ModelRunner, Sampled
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
@@ -69,7 +70,8 @@ class Port(Protocol):
 
 
 class Instance:
-    """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads."""
+    """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads. `pace`: of the
+    device that is played; an iteration that is done before its time is held until then."""
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Instance:
         lane: EncoderLane,
         embeddings: dict[str, torch.Tensor],
         port: Port,
+        pace: PacedDevice | None = None,
     ) -> None:
         self.name = name
         self._scheduler = scheduler
@@ -92,10 +95,22 @@ class Instance:
         self._arriving: torch.Tensor | None = None  # KV of the round that is being delivered
         self._due: RunStep | None = None
         self._logprobs: Mapping[str, TokenLogprob] = {}
+        self._pace = pace
+        self._held: tuple[RunStep, Sequence[Sampled]] | None = None  # computed, and its time is not over yet
+        self._follows = False  # the iteration that is due came at once after the one before
 
     @property
     def has_step(self) -> bool:
         return self._due is not None
+
+    def wait_ns(self) -> int | None:
+        """Until something that is held back for its pace may go on; None = nothing is."""
+        waits: list[int] = []
+        if self._held is not None and self._pace is not None:
+            waits.append(self._pace.left_ns())
+        if isinstance(self._port, PacedPort) and (left_ns := self._port.left_ns()) is not None:
+            waits.append(left_ns)
+        return min(waits, default=None)
 
     def deliver(self, event: InstanceEvent, payload: Payload = None, picture: Picture | None = None) -> None:
         """Something happened: `payload` are a round's KV or an image's embeddings, `picture` an image to encode."""
@@ -114,7 +129,9 @@ class Instance:
             self._pictures.pop(event.content_hash, None)
 
     def collect(self) -> None:
-        """Take what the encoder lane has finished."""
+        """Take what the encoder lane has finished, and send what was held back for its pace."""
+        if isinstance(self._port, PacedPort):
+            self._port.flush()
         for done in self._lane.take():
             self._pictures.pop(done.content_hash, None)
             if done.embeddings is None:
@@ -124,16 +141,26 @@ class Instance:
                 self._handle(EncodeEnded(done.content_hash, done.embeddings.nbytes))
 
     def step(self) -> None:
-        """Run the iteration that is due, if one is."""
-        if self._due is None:
+        """Run the iteration that is due, if one is; end it when its time is over."""
+        if self._held is None and self._due is not None:
+            step, self._due = self._due, None
+            if self._pace is not None:
+                self._pace.begin(shape_of(step), self._follows)
+            self._held = step, self._runner.run(step) if step.chunks else ()
+        if self._held is None or (self._pace is not None and self._pace.left_ns()):
             return
-        step, self._due = self._due, None
-        sampled = self._runner.run(step) if step.chunks else []
+        step, sampled = self._held
+        self._held = None
+        if self._pace is not None:
+            self._pace.end()
         self._logprobs = {each.request_id: each.logprob for each in sampled if each.logprob is not None}
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
+        self._follows = self._due is not None
 
     def close(self) -> None:
+        if self._pace is not None:
+            self._pace.close()
         self._lane.close()
 
     def _handle(self, event: InstanceEvent) -> None:

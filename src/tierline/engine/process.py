@@ -179,7 +179,9 @@ class Loop:
     def _patience_ms(self) -> int:
         if self._instance.has_step:
             return 0
-        return STATUS_NS // 1_000_000 if self._status != self._scheduler.status() else IDLE_MS
+        longest = STATUS_NS // 1_000_000 if self._status != self._scheduler.status() else IDLE_MS
+        wait_ns = self._instance.wait_ns()
+        return longest if wait_ns is None else min(longest, -(-wait_ns // 1_000_000))
 
     def _take(self, frames: list[bytes]) -> bool:
         """Handle one message; False when it says to stop."""

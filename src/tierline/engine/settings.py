@@ -16,7 +16,9 @@ class InstanceSettings:
     chosen by the device's memory. `run_dir`: private folder of this server's sockets; `shm_dir`: of its transfers; `server`
     and `endpoint`: where the serving scheduler and this instance listen. `threads` for computing. `pack`: weights in the
     layout that is fastest on this CPU, a copy of this process's own; else they stay shared with all others. `cuda_graphs`:
-    steps that only decode as CUDA graphs (`engine/cuda_graphs.py`; not yet measured)."""
+    steps that only decode as CUDA graphs (`engine/cuda_graphs.py`; not yet measured). `pace`: the name of stage
+    times (`perf/device_times.py`), for an instance that plays another device and model ("" = none); each position stands for
+    `pace_positions` of theirs, and their times are `pace_stretch` times longer."""
 
     name: str
     model: str
@@ -39,5 +41,8 @@ class InstanceSettings:
     pool_bytes: int = 256 * 1024 * 1024
     context_tokens: int = 0
     prefix_caching: bool = True
+    pace: str = ""
+    pace_positions: int = 1
+    pace_stretch: float = 1.0
     curve_secret: str = ""
     curve_public: str = ""

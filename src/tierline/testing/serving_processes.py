@@ -81,11 +81,13 @@ class Deployment:
         transfer: str = "shm",
         hosts: Mapping[str, Host] | None = None,
         listen: str = "",
+        pace: str = "",
+        pace_positions: int = 1,
     ) -> None:
         self.failures: list[str] = []
         options = DeploymentOptions(
             model=folder, roles=roles, dtype="fp32", device="cpu", threads=1, pack=False, transfer=transfer,
-            kv_bytes=6_000_000, pool_bytes=60_000, token_budget=64,
+            kv_bytes=6_000_000, pool_bytes=60_000, token_budget=64, pace=pace, pace_positions=pace_positions,
         )  # fmt: skip
         self.roles = options.layout
         self.generator: EngineGenerator = build_generator(options, self.failures.append, hosts=hosts, listen=listen)

@@ -1,0 +1,334 @@
+"""Paced instances: what is predicted is waited for, and nothing else. Time is told by hand, but for the encoder's thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from tierline.core.instance_actions import RunStep, Tell, TellTokens
+from tierline.core.instance_events import (
+    EmbeddingsArrived,
+    InstanceEvent,
+    MoveTaken,
+    RequestCancelled,
+    RequestQueued,
+    RoundArrived,
+)
+from tierline.core.request import Picture, Request, Sampling, TokenLogprob
+from tierline.core.stage_times import BatchShape
+from tierline.engine.encoder import EncoderLane
+from tierline.engine.instance import Instance, Payload
+from tierline.engine.pace import LATE_NS, PacedDevice, PacedPort, shape_of
+from tierline.engine.runner import Sampled
+from tierline.perf.device_sharing import Overlap
+from tierline.perf.device_times import times_of
+from tierline.perf.serving_profile import (
+    FORMAT,
+    Advice,
+    Fit,
+    Linear,
+    Memory,
+    Overhead,
+    Preparation,
+    ServingProfile,
+    Transfer,
+)
+from tierline.policies.batching import make_batching
+from tierline.schedulers.instance import InstanceScheduler
+from tierline.schedulers.instance_state import InstanceLimits
+from tierline.testing.daemon import wait_until
+
+MS = 1_000_000
+# An iteration takes 10 ms and 1 ms a token, an image 8 ms a position, a transfer 5 ms and 1 ms for each KV position.
+TIMES = times_of(
+    ServingProfile(
+        format=FORMAT,
+        device="paper",
+        model="abacus",
+        source="this test",
+        licence="",
+        memory=Memory(1000, 500, 8, 4),
+        transfer=Transfer(0.005, 8000.0),
+        preparation=Preparation(),
+        overhead=Overhead(),
+        advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
+        fit=Fit(0, 0.0, 0.0),
+        linear=Linear(0.01, 0.001, 0.0, 10, 0.0, 0.0, 0.0, encode_s=0.0, patch_s=0.002),
+    )
+)
+HALF = Overlap(ridge_tokens=1.0, encoder_arithmetic=1.0, encoder_bandwidth=0.0)  # both at half speed beside each other
+
+
+@dataclass
+class Hand:
+    now_ns: int = 1000 * MS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class Runner:
+    """Draws token 7."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.steps = 0
+
+    def add(self, request: Request) -> None:
+        self.known.add(request.request_id)
+
+    def drop(self, request_id: str) -> None:
+        self.known.discard(request_id)
+
+    def run(self, step: RunStep) -> list[Sampled]:
+        self.steps += 1
+        assert self.known.issuperset(chunk.request_id for chunk in step.chunks)
+        return [Sampled(chunk.request_id, 7, None) for chunk in step.chunks if chunk.samples]
+
+
+@dataclass
+class Port:
+    told: list[Tell] = field(default_factory=list)
+    sent: list[tuple[str, InstanceEvent]] = field(default_factory=list)
+
+    def send(self, peer: str, event: InstanceEvent, payload: Payload) -> None:
+        self.sent.append((peer, event))
+
+    def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
+        self.told.append(message)
+
+    @property
+    def tokens(self) -> list[str]:
+        return [each.request_id for each in self.told if isinstance(each, TellTokens) and each.tokens]
+
+
+class Lane:
+    def take(self) -> list[Any]:
+        return []
+
+
+def paced(hand: Hand) -> tuple[Instance, Runner, Port, InstanceScheduler]:
+    scheduler = InstanceScheduler("i0", InstanceLimits(blocks=20, context_tokens=64), make_batching("sarathi"))
+    runner, port, nothing = Runner(), Port(), None
+    engine: Any = runner
+    lane: Any = Lane()
+    arena: Any = nothing
+    return (
+        Instance("i0", scheduler, engine, arena, lane, {}, port, PacedDevice(TIMES, HALF, hand)),
+        runner,
+        port,
+        scheduler,
+    )
+
+
+def ask(name: str, tokens: int = 3, output: int = 2) -> RequestQueued:
+    return RequestQueued(Request(name, tuple(range(1, tokens + 1)), Sampling(output, ignore_eos=True)), ())
+
+
+# --- iterations
+
+
+def test_tokens_are_told_when_their_time_is_over() -> None:
+    hand = Hand()
+    me, runner, port, scheduler = paced(hand)
+    assert me.wait_ns() is None and not me.has_step
+    me.deliver(ask("a"))
+    assert me.has_step
+    me.step()  # 3 tokens: 13 ms
+    assert runner.steps == 1 and port.tokens == [] and not me.has_step and me.wait_ns() == 13 * MS
+    hand.now_ns += 12 * MS
+    me.step()
+    assert runner.steps == 1 and port.tokens == [] and me.wait_ns() == MS
+    hand.now_ns += 1 * MS
+    assert me.wait_ns() == 0
+    me.step()
+    assert port.tokens == ["a"] and me.has_step and me.wait_ns() is None
+    me.step()  # the decode: 11 ms, from the moment on when the prompt was over
+    assert me.wait_ns() == 11 * MS
+    hand.now_ns += 11 * MS
+    me.step()
+    assert port.tokens == ["a", "a"] and not me.has_step and scheduler.status().running == 0
+
+
+def test_messages_are_heard_while_an_iteration_is_held() -> None:
+    hand = Hand()
+    me, runner, port, scheduler = paced(hand)
+    me.deliver(ask("goes"))
+    me.step()
+    me.deliver(ask("comes"))
+    me.deliver(RequestCancelled("goes"))
+    assert scheduler.status().waiting == 1 and scheduler.status().running == 0
+    me.step()
+    assert runner.steps == 1 and not me.has_step, "the device is busy with an iteration that nobody waits for"
+    hand.now_ns += 13 * MS
+    me.step()
+    assert port.tokens == [] and me.has_step
+    me.step()
+    hand.now_ns += 13 * MS
+    me.step()
+    assert port.tokens == ["comes"] and scheduler.status().free_blocks == scheduler.status().total_blocks - 1
+
+
+@pytest.mark.parametrize(("late", "left"), [(0, 11 * MS), (MS, 10 * MS), (50 * MS, 11 * MS - LATE_NS)])
+def test_an_iteration_that_follows_begins_when_the_one_before_should_have_ended(late: int, left: int) -> None:
+    """A timer that wakes late by up to `LATE_NS` makes no device slower; a machine that is slower shows."""
+    hand = Hand()
+    me, _, _, _ = paced(hand)
+    me.deliver(ask("a"))
+    me.step()
+    hand.now_ns += 13 * MS + late
+    me.step()
+    me.step()
+    assert me.wait_ns() == left
+
+
+def test_after_a_pause_nothing_is_made_good() -> None:
+    hand = Hand()
+    me, _, _, _ = paced(hand)
+    me.deliver(ask("a", output=1))
+    me.step()
+    hand.now_ns += 14 * MS
+    me.step()
+    assert not me.has_step
+    me.deliver(ask("b", output=1))
+    me.step()
+    assert me.wait_ns() == 13 * MS
+
+
+def test_the_shape_of_an_iteration() -> None:
+    hand = Hand()
+    me, _, _, _ = paced(hand)
+    steps: list[RunStep] = []
+    runner: Any = me._runner
+    runner.run = lambda step: steps.append(step) or [Sampled(each.request_id, 7, None) for each in step.chunks]
+    me.deliver(ask("a", tokens=5))
+    me.step()
+    hand.now_ns += 100 * MS
+    me.step()
+    me.deliver(ask("b", tokens=1))  # one token, and yet a prompt
+    me.step()
+    hand.now_ns += 100 * MS
+    me.step()
+    me.step()
+    assert [shape_of(step) for step in steps] == [
+        BatchShape(chunks=((5, 0),)),
+        BatchShape(decodes=1, decode_context=5),
+        BatchShape(chunks=((1, 0),)),
+    ]
+
+
+# --- an image beside an iteration
+
+
+def test_an_image_and_an_iteration_slow_each_other() -> None:
+    hand = Hand()
+    device = PacedDevice(TIMES, HALF, hand)
+    device.begin(BatchShape(decodes=10, decode_context=10), follows=False)  # 20 ms
+    hand.now_ns += 10 * MS
+    device.begin_image(1)  # 8 ms; both at half speed from now on: iteration at 10 + 20, image at 10 + 16
+    assert device.left_ns() == 20 * MS
+    hand.now_ns += 16 * MS
+    device.end_image()  # does not wait; 2 ms of the iteration are left
+    assert device.left_ns() == 2 * MS
+    hand.now_ns += 2 * MS
+    assert device.left_ns() == 0
+    device.end()
+
+
+def test_an_image_gets_the_device_back_when_the_iteration_is_over() -> None:
+    hand = Hand()
+    device = PacedDevice(TIMES, HALF, hand)
+    device.begin_image(4)  # 32 ms
+    device.begin(BatchShape(decodes=10, decode_context=10), follows=False)  # 20 ms, 40 at half speed
+    hand.now_ns += 40 * MS
+    assert device.left_ns() == 0
+    device.end()  # 12 ms of the image are left
+    hand.now_ns += 12 * MS
+    device.end_image()
+    device.begin(BatchShape(decodes=10, decode_context=10), follows=False)
+    assert device.left_ns() == 20 * MS
+
+
+class Family:
+    """Embeddings at once; no layout, as of a model without one."""
+
+    takes_images = False
+
+    class config:  # noqa: N801
+        model_type = "llama"
+
+    folder = ""
+
+    def encode(self, pictures: list[Picture]) -> list[Any]:
+        return [torch.zeros(2, 4) for _ in pictures]
+
+
+def test_closing_does_not_wait_for_an_image() -> None:
+    """Its time is over in a quarter of an hour."""
+    family: Any = Family()
+    device = PacedDevice(TIMES, HALF)
+    lane = EncoderLane(family, lambda: None, device)
+    lane._places = lambda picture: 100_000  # type: ignore[method-assign]
+    lane.submit(Picture("h", 1, 1, b"abc"))
+    device.close()
+    lane.close()
+    assert len(lane.take()) <= 1
+
+
+def test_an_image_is_not_done_before_its_time() -> None:
+    family: Any = Family()
+    hand = Hand()
+    device = PacedDevice(TIMES, HALF, hand)
+    woken: list[int] = []
+    lane = EncoderLane(family, lambda: woken.append(hand.now_ns), device)
+    lane._places = lambda picture: 2  # type: ignore[method-assign]
+    lane.submit(Picture("h", 1, 1, b"abc"))
+    wait_until(lambda: device._image is not None, "the image is being encoded")
+    hand.now_ns += 15 * MS
+    with device._changed:
+        device._changed.notify_all()
+    time.sleep(0.02)
+    assert woken == [] and lane.take() == []
+    hand.now_ns += MS
+    with device._changed:
+        device._changed.notify_all()
+    wait_until(lambda: bool(woken), "the image is done")
+    assert [each.content_hash for each in lane.take()] == ["h"]
+    lane.close()
+
+
+# --- transfers
+
+
+def test_payloads_leave_when_they_would_be_through() -> None:
+    hand, port = Hand(), Port()
+    paced_port = PacedPort(port, TIMES, 16, hand)
+    kv = torch.zeros(100, dtype=torch.uint8)
+    first = RoundArrived("r", "i0", 0, 10, (), False)
+    assert paced_port.left_ns() is None
+    paced_port.send("i1", first, kv)  # 5 + 10 ms
+    paced_port.send("i1", MoveTaken("r", "i0"), None)  # behind it
+    paced_port.send("i2", MoveTaken("s", "i0"), None)  # has nothing before it
+    assert port.sent == [("i2", MoveTaken("s", "i0"))] and paced_port.left_ns() == 15 * MS
+    image = EmbeddingsArrived("h", 64)
+    paced_port.send(
+        "i2", image, torch.zeros(64, dtype=torch.uint8)
+    )  # 4 positions of 4 bytes: 5 + 2 ms, over the same link
+    hand.now_ns += 14 * MS
+    paced_port.flush()
+    assert len(port.sent) == 1
+    hand.now_ns += MS
+    paced_port.flush()
+    assert port.sent[1:] == [("i1", first), ("i1", MoveTaken("r", "i0"))] and paced_port.left_ns() == 7 * MS
+    hand.now_ns += 7 * MS
+    paced_port.flush()
+    assert port.sent[-1] == ("i2", image) and paced_port.left_ns() is None
+    paced_port.tell(TellTokens("r", 0, (1,)), ())
+    assert port.told == [TellTokens("r", 0, (1,))]

@@ -1,0 +1,79 @@
+"""Paced instances as real processes: the tokens are those of Transformers, and nothing is faster than what is played."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("zmq")
+
+from tierline.perf.serving_profile import (
+    FORMAT,
+    Advice,
+    Fit,
+    Linear,
+    Memory,
+    Overhead,
+    Preparation,
+    ServingProfile,
+    Transfer,
+    save_profile,
+)
+from tierline.testing.checkpoints import CHECKPOINTS, build
+from tierline.testing.serving_processes import Questions, cpu_ticks, deployed
+
+KIND = "llava-clip"
+ITERATION_S, IMAGE_S = 0.02, 0.03
+PROFILE = ServingProfile(
+    format=FORMAT,
+    device="paper",
+    model="abacus",
+    source="this test",
+    licence="",
+    memory=Memory(1000, 4096, 1000, 100),
+    transfer=Transfer(0.01, 1e7),
+    preparation=Preparation(),
+    overhead=Overhead(),
+    advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
+    fit=Fit(0, 0.0, 0.0),
+    linear=Linear(ITERATION_S, 1e-5, 0.0, 10, 0.0, 0.0, 0.0, encode_s=IMAGE_S, patch_s=1e-9),
+)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    checkpoint = CHECKPOINTS[KIND]
+    return Questions.make(build(KIND, tmp_path_factory.mktemp(KIND)), 12, checkpoint.placeholder, checkpoint.sizes)
+
+
+def test_nothing_is_faster_than_what_is_played(questions: Questions, tmp_path: Path) -> None:
+    save_profile(PROFILE, tmp_path / "paper.toml")
+    with deployed(questions.folder, "EP,D", pace=str(tmp_path / "paper.toml"), pace_positions=2) as deployment:
+        begun = time.monotonic()
+        ticks = {slot: cpu_ticks(deployment.pid(slot)) for slot in deployment.slots}
+        answers = deployment.run(questions)
+        taken = time.monotonic() - begun
+        assert answers.errors == {} and answers.wrong(questions) == []
+        deployment.wait_idle()
+        slots = deployment.slots
+        moved = deployment.generator.status()["counts"]["moves"]
+        encoded = slots["i0"]["encoded_images"]
+        longest = max(len(tokens) for tokens in answers.tokens.values())
+        # The longest answer alone: its prompt, a move, and an iteration for each token more; and each device by itself.
+        assert taken >= ITERATION_S * longest + 0.01
+        assert taken >= ITERATION_S * max(each["steps"] - 1 for each in slots.values())
+        assert taken >= IMAGE_S * encoded and taken >= 0.01 * moved
+        assert encoded >= 5 and moved >= 5 and slots["i1"]["steps"] >= longest - 1
+        # Waiting costs nothing: an instance that span would have used all of the time that it was not computing.
+        used = sum(cpu_ticks(deployment.pid(slot)) - before for slot, before in ticks.items()) / 100
+        assert used < 0.8 * taken * len(slots)
