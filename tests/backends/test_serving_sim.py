@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tierline.backends.serving.sim import Kill, SimOptions, limits_of
-from tierline.backends.serving.sim_device import IterationTimer, Overlap, Work
+from tierline.backends.serving.sim_device import IterationTimer
 from tierline.backends.serving.sim_instance import DeviceOptions
 from tierline.backends.serving.sim_prompts import Prompts
 from tierline.core.errors import InvalidInput
@@ -15,6 +15,7 @@ from tierline.core.request import ALL_ROLES, Role
 from tierline.core.served_trace import ServedTrace, TracedImage, TracedRequest
 from tierline.core.serving_events import InstanceSaid, MoveWanted, RolesAsked
 from tierline.core.stage_times import BatchShape
+from tierline.perf.device_sharing import Overlap, Work
 from tierline.policies.batching import make_batching
 from tierline.policies.routing import make_routing
 from tierline.schedulers.sequence import HashedKeys

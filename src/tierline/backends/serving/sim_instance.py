@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from tierline.backends.serving.sim_device import IterationTimer, Overlap, Work
+from tierline.backends.serving.sim_device import IterationTimer
 from tierline.backends.serving.sim_prompts import END, TOKEN
 from tierline.core.instance_actions import (
     AcceptMove,
@@ -49,6 +49,7 @@ from tierline.core.nouns import NS_PER_S
 from tierline.core.request import Role
 from tierline.core.served_trace import TracedImage
 from tierline.core.stage_times import BatchShape, StageTimes
+from tierline.perf.device_sharing import Overlap, Work
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
@@ -380,6 +381,10 @@ class SimInstance:
 
     def _status_due(self) -> bool:
         return self._status != self._scheduler.status()
+
+    def status(self) -> TellStatus:
+        """Its counters as they are."""
+        return self._scheduler.status()
 
     @property
     def roles(self) -> Role:
