@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -11,9 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tierline.core.request import ALL_ROLES, ImageSpan, Request, Role, Sampling
 from tierline.core.serving_actions import ServingAction
+from tierline.core.slo import Slo
+from tierline.presets import Choice, preset_of
 from tierline.schedulers.instance_images import EVICTED
 from tierline.schedulers.instance_state import InstanceLimits
 from tierline.schedulers.serving import ServingScheduler
+from tierline.schedulers.serving_elastic import Elastic
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
 from tierline.testing.serving import ServedCluster
@@ -51,12 +56,36 @@ def made_up_cluster(rng):
     return ServedCluster(limits, roles, [rng.choice(["sarathi", "fcfs"])], seed=rng.randrange(10**6))
 
 
+def preset_cluster(name, rng):
+    """One of 1 to 8 instances under a preset, whose times are short: a message takes a nanosecond."""
+    short = {"period_ns": 20, "react_ns": 10, "cool_down_ns": 60, "start_timeout_ns": 500}
+    scale = Choice("demand", {"patience_ns": 100, "start_s": 0.0})
+    preset = replace(
+        preset_of(name), elastic={**short, "min_instances": rng.choice([1, 4]), "max_instances": 6}, scale=scale
+    )
+    slots = preset.layout(rng.choice([1, 2, 3, 5, 5, 8]))
+    # A TPOT that a batch of any size breaks, or none: so stages are given to and fro.
+    slo = Slo(ttft_ns=rng.choice([100, 10**9]), tpot_ns=rng.choice([9_000_000, 10**9]))
+    limits = InstanceLimits(
+        blocks=rng.choice([12, 30]), block_tokens=4, token_budget=rng.choice([8, 40]),
+        sequence_limit=rng.choice([2, 4, 16]), pool_bytes=rng.choice([0, 20, 40]),
+        context_tokens=1000, end_tokens=frozenset(range(0, 1000, 17)),
+    )  # fmt: skip
+
+    class Cluster(ServedCluster):
+        def make_scheduler(self):
+            return preset.make_scheduler({f"i{at}": slot for at, slot in enumerate(slots)}, slo=slo)
+
+    batching = [lambda: preset.make_batching(slo=slo)]
+    return Cluster(limits, [slot.roles for slot in slots], batching, seed=rng.randrange(10**6))
+
+
 class Life:
     """What users, networks and devices do to a cluster; each choice by `rng`."""
 
-    def __init__(self, rng):
+    def __init__(self, rng, make_cluster=made_up_cluster):
         self.rng = rng
-        self.cluster = made_up_cluster(rng)
+        self.cluster = make_cluster(rng)
         self.serving = self.cluster.serving
         self.count = 0
 
@@ -188,6 +217,21 @@ Servings.TestCase.settings = settings(
 TestServings = Servings.TestCase
 
 
+def preset_life(name, seed):
+    return live(seed, 40, lambda rng: Life(rng, partial(preset_cluster, name)))
+
+
+@pytest.mark.parametrize("name", ["adaptive", "emp", "emp-paper", "emp-release", "coupled"])
+def test_lives_under_a_preset(name):
+    """Every answer is right whatever policies do with groups, roles and the number of instances; and they do."""
+    lives = [preset_life(name, seed) for seed in range(7)]
+    counts = sum((cluster.serving.scheduler.counts for cluster in lives), Counter())
+    assert counts["dispatched"] > 100 and counts["instances_lost"] > 10
+    assert counts["instances_started"] and counts["instances_stopped"]
+    if name in ("adaptive", "emp", "emp-paper"):
+        assert counts["role_changes"] > 5 and counts["group_changes"]
+
+
 @pytest.mark.parametrize("seed", [*range(5), 130])
 def test_a_long_life(seed):
     live(seed, 40)
@@ -299,6 +343,22 @@ def stages_that_nobody_takes_over(monkeypatch):
     monkeypatch.setattr(Fleet, "take_over_stages", lambda self, now_ns: None)
 
 
+def changes_without_rest(monkeypatch):
+    monkeypatch.setattr(Elastic, "cooling", lambda self, server: False)
+
+
+def groups_that_may_lose_a_stage(monkeypatch):
+    monkeypatch.setattr(Fleet, "group_lacks", lambda self, server, roles, group: "")
+
+
+def those_who_wait_for_room_forgotten(monkeypatch):
+    monkeypatch.setattr(ServingScheduler, "_place_waiting", lambda self, server=None: None)
+
+
+def instances_ended_with_their_work(monkeypatch):
+    monkeypatch.setattr(Elastic, "emptied", lambda self: [each for each in self.fleet.servers.values() if each.leaving])
+
+
 MUTATIONS = [
     a_move_that_only_reports_success, a_lost_instance_whose_requests_are_not_sent_again, flights_that_never_land,
     flights_that_only_arrivals_land, encoders_that_are_lost_with_what_they_encode,
@@ -308,6 +368,26 @@ MUTATIONS = [
     those_without_a_decoder_forgotten, those_without_a_home_forgotten,
     stages_that_nobody_takes_over,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate"),
+    [
+        ("emp", changes_without_rest),
+        ("emp", groups_that_may_lose_a_stage),
+        ("emp", those_who_wait_for_room_forgotten),
+        ("adaptive", instances_ended_with_their_work),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.__name__,
+)
+def test_the_harness_catches_under_a_preset(name, mutate, monkeypatch):
+    mutate(monkeypatch)
+    for seed in range(60):
+        try:
+            preset_life(name, seed)
+        except (AssertionError, KeyError):
+            return
+    pytest.fail("no life went wrong")
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)

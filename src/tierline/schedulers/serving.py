@@ -89,12 +89,12 @@ class ServingScheduler:
         self._news: dict[str, Server] = {}  # who may have room for a prompt since the last event
         self._slo = slo or Slo()
         self._routing = routing
+        self.elasticity = elasticity or Elasticity()
         self._rates = StageRates.of(times) if times is not None else StageRates()
-        elasticity = elasticity or Elasticity()
-        self._fleet = Fleet(routing, self._out, self._rates, strict=elasticity.strict)
+        self._fleet = Fleet(routing, self._out, self._rates, strict=self.elasticity.strict)
         self._images = ImageDispatch(self._fleet, self._live)
         self._line = WaitingLine(lambda live: routing.order(live.view(), self._fleet.now_ns))
-        self._elastic = Elastic(elasticity, self._fleet, self._line, self._slo, self._out, self.counts)
+        self._elastic = Elastic(self.elasticity, self._fleet, self._line, self._slo, self._out, self.counts)
         self._groups = dict(groups or {})
         self._attempts = 0
 

@@ -262,6 +262,8 @@ class Elastic:
     def _stop(self, server: Server, reason: str) -> bool:
         if server.leaving:
             return False
+        if self.cooling(server):
+            return self._refuse(server.name, "stop", "it was changed a moment ago")
         staying = sum(not each.leaving for each in self.fleet.servers.values())
         if not self.options.max_instances or staying <= self.options.min_instances:
             return self._refuse(server.name, "stop", f"{staying} instances are there, and that many are needed")

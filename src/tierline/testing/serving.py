@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from tierline.core.fleet_view import stages_of
 from tierline.core.instance_actions import Tell
 from tierline.core.instance_events import (
     EncodeAsked,
@@ -21,7 +23,7 @@ from tierline.core.instance_events import (
     RolesSet,
 )
 from tierline.core.request import ALL_ROLES, FinishReason, Request, Role, TokensMade
-from tierline.core.routing_view import InstanceView, RequestView
+from tierline.core.routing_view import MODALITIES, InstanceView, Modality, RequestView
 from tierline.core.serving_actions import (
     Answer,
     AskPixels,
@@ -31,7 +33,10 @@ from tierline.core.serving_actions import (
     NotifyLost,
     QueueAttempt,
     ServingAction,
+    SetGroup,
     SetRoles,
+    StartInstance,
+    StopInstance,
 )
 from tierline.core.serving_events import (
     InstanceJoined,
@@ -42,12 +47,15 @@ from tierline.core.serving_events import (
     RequestSubmitted,
     RolesAsked,
     ServingEvent,
+    Tick,
 )
 from tierline.schedulers.sequence import Phase
 from tierline.schedulers.serving import MAX_LOSSES, ServingScheduler
 from tierline.testing.fake_engine import Model, Payload
 from tierline.testing.fake_serving import SERVING
 from tierline.testing.instances import FakeCluster
+
+TICK_NS = 20  # a message takes one
 
 
 @dataclass(slots=True)
@@ -102,10 +110,13 @@ class RealServing:
     answers: dict[str, Client] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     seen: Counter[str] = field(default_factory=Counter)
+    changed: dict[str, int] = field(default_factory=dict)  # when an instance's roles or group were last changed
+    covered: set[Modality] = field(default_factory=set)  # modalities whose group has had all stages that it needs
     scheduler: ServingScheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scheduler = ServingScheduler(AnyOne(self.cluster.random))
+        make = self.cluster.make_scheduler
+        self.scheduler = make() if make is not None else ServingScheduler(AnyOne(self.cluster.random))
 
     # --- clients
 
@@ -196,12 +207,29 @@ class RealServing:
             case MoveAttempt(instance, attempt, to):
                 assert instance != to
                 self._send(instance, MoveAsked(attempt, to))
-            case SetRoles(instance, roles):
+            case SetRoles(instance, roles, reason):
+                self._changed(instance, reason)
                 self._send(instance, RolesSet(roles))
+            case SetGroup(instance, _, reason):
+                self._changed(instance, reason)
+            case StartInstance():
+                self.cluster.starting += 1
+            case StopInstance(instance):
+                server = self.scheduler.servers[instance]
+                assert not (server.prompts or server.decodes or server.encoding), "an instance with work is ended"
+                self.cluster.stopping.append(instance)
             case NotifyLost(instance, lost):
                 self._send(instance, PeerLost(lost))
             case _:
                 pass
+
+    def _changed(self, name: str, reason: str) -> None:
+        """A policy's change comes no sooner than a cool-down after any other; people and losses need not wait."""
+        now_ns, cool_down_ns = self.cluster.now_ns, self.scheduler.elasticity.cool_down_ns
+        last_ns = self.changed.get(name)
+        at_once = any(word in reason for word in ("asked for", "may do", "its own instance again"))
+        assert at_once or last_ns in (None, now_ns) or now_ns - last_ns >= cool_down_ns, f"{name} changes to and fro"
+        self.changed[name] = now_ns
 
     def _send(self, name: str, event: InstanceEvent) -> None:
         self.cluster.post(SERVING, name, Payload(event))
@@ -215,7 +243,8 @@ class RealServing:
             client = self.answers[live.request_id]
             assert not client.over and not client.lacking and tuple(live.told) == client.made
             assert live.owner in servers or not live.owner
-            assert live.owner or live.request_id in scheduler._homeless, "a request is nowhere"
+            waits = live.request_id in scheduler._homeless or live.request_id in scheduler._line
+            assert bool(live.owner) is not waits, "a request is nowhere, or in two places"
             if live.owner:
                 (decoding if live.prefilled else prompts)[live.owner] += 1 if live.prefilled else live.charged_tokens
             if live.moving_to:
@@ -235,6 +264,15 @@ class RealServing:
             assert (server.prefill_tokens, server.decoding, server.encoding) == (
                 prompts[name], decoding[name], encoding[name],
             ), f"counters of {name}"  # fmt: skip
+        for modality in MODALITIES if scheduler.elasticity.strict else ():
+            members = scheduler._fleet.serving(modality)
+            does = Role(0)
+            for member in members:
+                does |= member.roles
+            missing = stages_of(modality) & ~does
+            assert not members or not missing or modality not in self.covered, f"no {missing.letters} for {modality}"
+            if members and not missing:
+                self.covered.add(modality)
         active: Counter[str] = Counter()
         for each in self.cluster.schedulers.values():
             for key, sequence in each._state.sequences.items():
@@ -247,13 +285,35 @@ class ServedCluster(FakeCluster):
 
     serving: RealServing
     tells_status = True
+    starting = 0  # instances that were asked for
+    stopping: list[str]  # those that are to end
+    make_scheduler: Callable[[], ServingScheduler] | None = None
     slow = ""  # an instance whose words reach the serving scheduler only when nothing else can happen
 
     def pending(self) -> list[tuple[str, str, str]]:
         found = super().pending()
-        return [each for each in found if each[1:] != (SERVING, self.slow)] or found
+        found = [each for each in found if each[1:] != (SERVING, self.slow)] or found
+        if self.serving.scheduler.tick_ns and found:
+            found.append(("tick", "", ""))
+        found += [("stop", name, "") for name in self.stopping]
+        return found + [("start", "", "")] * bool(self.starting)
+
+    def advance(self, what: str, name: str, source: str, error: str = "") -> None:
+        if what == "tick":
+            self.now_ns += TICK_NS
+            self.serving.handle(Tick())
+        elif what == "start":
+            self.starting -= 1
+            self.join(ALL_ROLES)
+        elif what == "stop":
+            self.stopping.remove(name)
+            if name in self.schedulers:
+                self.kill(name, forget=False)
+        else:
+            super().advance(what, name, source, error)
 
     def make_serving(self) -> RealServing:
+        self.stopping = []
         return RealServing(self)
 
     def drain(self) -> None:

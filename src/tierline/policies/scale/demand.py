@@ -44,10 +44,11 @@ class DemandScale:
         if wanted < count and not view.starting:
             if self.fewer_since_ns < 0:
                 self.fewer_since_ns = view.now_ns
-            if view.now_ns - self.fewer_since_ns >= self.patience_ns and view.members:
+            able = [each for each in view.members if not each.cooling]
+            if view.now_ns - self.fewer_since_ns >= self.patience_ns and able:
                 self.fewer_since_ns = view.now_ns
                 told = f"{wanted} instances are wanted for a demand of {demand:.2f}; {count} are there"
-                return (StopInstance(min(view.members, key=_load).name, told),)
+                return (StopInstance(min(able, key=_load).name, told),)
         return ()
 
     def _group(self, view: FleetView) -> Group:
