@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -269,6 +270,21 @@ def test_payloads_travel_in_messages_too(questions: Questions) -> None:
         deployment.kill("i2")
         all_right(deployment, questions)
         deployment.wait_idle()
+
+
+def test_sockets_are_made_where_the_temporary_folder_is_too_deep_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for depth, where in ((1, tmp_path), (100, Path("/tmp"))):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("d" * depth)))
+        (tmp_path / ("d" * depth)).mkdir()
+        folders = RunFolders.make()
+        try:
+            assert folders.run.is_relative_to(where)
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(folders.run / "server.sock"))
+        finally:
+            folders.remove()
 
 
 def test_folders_of_a_dead_server_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,9 @@ PREFIX = "tierline-serve-"
 SHM = "-shm"
 LOCK, TRANSFERS = "lock", "transfers"
 MEMORY = Path("/dev/shm")
+LONGEST_BYTES = (
+    107 - len("/server.sock") - len(PREFIX) - 8
+)  # of the folder around ours: Linux takes no longer socket path
 
 
 @dataclass(slots=True)
@@ -32,8 +35,8 @@ class RunFolders:
     def make(cls) -> RunFolders:
         """New folders, after those of dead servers are removed."""
         _clean()
-        name = PREFIX + secrets.token_hex(6)
-        run, shm = Path(tempfile.gettempdir()) / name, _memory() / f"{name}{SHM}"
+        name = PREFIX + secrets.token_hex(4)
+        run, shm = _temporary() / name, _memory() / f"{name}{SHM}"
         shm.mkdir(mode=0o700)
         new = shm / f"{LOCK}.new"
         lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -47,6 +50,11 @@ class RunFolders:
     def remove(self) -> None:
         _remove(self.run, self.shm.parent)
         os.close(self.lock)
+
+
+def _temporary() -> Path:
+    own = tempfile.gettempdir()
+    return Path(own if len(os.fsencode(own)) < LONGEST_BYTES else "/tmp")
 
 
 def _memory() -> Path:
