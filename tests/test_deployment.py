@@ -5,7 +5,8 @@ import pytest
 from tierline import deployment
 from tierline.core.errors import InvalidInput, MissingExtra, UnknownName
 from tierline.core.request import Role
-from tierline.deployment import DeploymentOptions, devices_of, need_serve_extra, parse_roles, parse_size
+from tierline.deployment import DeploymentOptions, devices_of, need_serve_extra, parse_size
+from tierline.presets import parse_roles
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tierline.core.errors import InvalidInput, MissingExtra
 from tierline.core.request import ALL_ROLES, Role
+from tierline.core.slo import Slo
 from tierline.policies.batching import make_batching
 from tierline.policies.routing import make_routing
+from tierline.presets import MAX_INSTANCES, STATIC, Choice, ServingPreset, Slot, parse_layout, preset_of
 
 if TYPE_CHECKING:
     from tierline.backends.serving.generator import EngineGenerator
     from tierline.backends.serving.nursery import Host
     from tierline.core.serving_contracts import ModelText
+    from tierline.core.stage_times import StageTimes
     from tierline.engine.settings import InstanceSettings
+    from tierline.schedulers.serving import ServingScheduler
 
-MAX_INSTANCES = 64
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -30,7 +33,10 @@ class DeploymentOptions:
     an instance (`E,P,D,D`), or groups with counts (`1E2P1D`). `device` "auto" = CUDA devices if there are any, one an
     instance in turn, else the CPU; `dtype` "auto" = bf16. `threads` 0 = the cores divided over the instances. `pack` None =
     pack weights for this CPU where there is one instance. Bytes: `kv_bytes` (0 = chosen), `pool_bytes`. `pace`: instances
-    play this device and model (`InstanceSettings`)."""
+    play this device and model (`InstanceSettings`). `policy`: a preset (`presets.preset_of`), which then says roles (unless
+    given), batching and routing; "" = nobody changes anything. `slo`: as `Slo.parse` takes it. `profile`: the name of stage
+    times of this device with the model ("" = those of `pace`, else none). `min_instances`, `max_instances`: where the policy
+    may start and stop them (0 = it may not). `record`: a file for every event and what was decided."""
 
     model: str = "tiny-vlm"
     instances: int = 0
@@ -53,10 +59,22 @@ class DeploymentOptions:
     pace: str = ""
     pace_positions: int = 1
     pace_stretch: float = 1.0
+    policy: str = ""
+    slo: str = ""
+    profile: str = ""
+    min_instances: int = 1
+    max_instances: int = 0
+    record: str = ""
 
     def __post_init__(self) -> None:
         """Raises `InvalidInput` for what cannot be."""
         layout = self.layout
+        Slo.parse(self.slo)
+        if self.max_instances and not self.min_instances <= len(layout) <= self.max_instances <= MAX_INSTANCES:
+            raise InvalidInput(
+                f"{self.min_instances} to {self.max_instances} instances, {len(layout)} at the start: these must be in "
+                f"order, and {MAX_INSTANCES} at most are allowed."
+            )
         if len(layout) > MAX_INSTANCES:
             raise InvalidInput(f"{len(layout)} instances: {MAX_INSTANCES} at most are allowed.")
         together = Role(0)
@@ -77,12 +95,8 @@ class DeploymentOptions:
             raise InvalidInput(f"--transfer {self.transfer}: shm (one host) or zmq is allowed.")
         make_batching(self.batching)
         make_routing(self.routing)
-        if self.pace:
-            from tierline.perf.device_times import stage_times
-            from tierline.perf.scaled_times import ScaledTimes
-
-            ScaledTimes(stage_times(self.pace), self.pace_positions, self.pace_stretch)
-        elif (self.pace_positions, self.pace_stretch) != (1, 1.0):
+        times_of(self)
+        if not self.pace and (self.pace_positions, self.pace_stretch) != (1, 1.0):
             raise InvalidInput(
                 "--pace-positions and --pace-stretch say how a device is played: --pace DEVICE:MODEL is needed."
             )
@@ -90,39 +104,27 @@ class DeploymentOptions:
     @property
     def layout(self) -> tuple[Role, ...]:
         """The roles of each instance."""
-        return parse_roles(self.roles, self.instances)
+        return tuple(slot.roles for slot in self.slots)
 
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """How each instance begins. Roles that are given beat those of the policy."""
+        if self.roles or not self.policy:
+            return parse_layout(self.roles, self.instances)
+        if self.instances < 0:
+            raise InvalidInput(f"--instances {self.instances}: 1 or more is allowed.")
+        return self.preset.layout(self.instances or (0 if self.policy.startswith(STATIC) else 1))
 
-def parse_roles(roles: str, instances: int) -> tuple[Role, ...]:
-    """One entry an instance. Raises `InvalidInput`.
-
-    >>> [each.letters for each in parse_roles("E,2PD", 0)]
-    ['E', 'PD', 'PD']
-    >>> [each.letters for each in parse_roles("1E1P1D", 0)]
-    ['E', 'P', 'D']
-    >>> len(parse_roles("", 3))
-    3
-    """
-    if instances < 0:
-        raise InvalidInput(f"--instances {instances}: 1 or more is allowed.")
-    if not roles:
-        return (ALL_ROLES,) * (instances or 1)
-    layout: list[Role] = []
-    for part in re.split(r"[,|]", roles.replace(" ", "")):
-        groups = re.findall(r"(\d*)([EPDepd]+)", part)
-        if "".join(count + letters for count, letters in groups) != part or not groups:
-            raise InvalidInput(
-                f"--roles '{roles}': groups of E, P and D are needed, as in 'E,P,D', '2EP,2D' or '1E2P1D'."
-            )
-        for count, letters in groups:
-            layout += [Role.parse(letters)] * (int(count) if count else 1)
-    if not layout or len(layout) > 10 * MAX_INSTANCES:
-        raise InvalidInput(f"--roles '{roles}': between 1 and {MAX_INSTANCES} instances are allowed.")
-    if instances and len(layout) == 1:
-        layout *= instances
-    if instances and instances != len(layout):
-        raise InvalidInput(f"--instances {instances} and --roles '{roles}' ({len(layout)} instances) do not agree.")
-    return tuple(layout)
+    @property
+    def preset(self) -> ServingPreset:
+        """What decides. Without a policy: the routing and batching that were given, and nobody changes anything."""
+        if not self.policy:
+            return ServingPreset("", "as given", routing=Choice(self.routing), batching=Choice(self.batching))
+        preset = preset_of(self.policy)
+        if self.max_instances:
+            limits = {"min_instances": self.min_instances, "max_instances": self.max_instances}
+            return replace(preset, scale=preset.scale or Choice("demand"), elastic={**preset.elastic, **limits})
+        return preset
 
 
 def parse_size(text: str) -> int:
@@ -167,7 +169,7 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
     from tierline.engine import model as models
     from tierline.engine.settings import InstanceSettings
 
-    layout = options.layout
+    layout, preset = options.layout, options.preset
     dtype = "bf16" if options.dtype == "auto" else options.dtype
     if dtype not in models.DTYPES:
         raise InvalidInput(f"--dtype {options.dtype}: auto, {', '.join(models.DTYPES)} are allowed.")
@@ -185,7 +187,10 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
             dtype=dtype,
             device=device,
             roles=roles,
-            batching=options.batching,
+            batching=preset.batching.name,
+            batching_options=dict(preset.batching.options),
+            slo=Slo.parse(options.slo),
+            profile=options.profile,
             transfer="zmq" if options.transfer == "zmq" else "shm",
             threads=threads,
             pack=pack,
@@ -193,15 +198,49 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
             block_tokens=options.block_tokens,
             token_budget=options.token_budget,
             sequence_limit=options.sequence_limit,
-            pool_bytes=options.pool_bytes,
+            pool_bytes=options.pool_bytes if preset.image_caching else 0,
             context_tokens=options.context_tokens,
-            prefix_caching=options.prefix_caching,
+            prefix_caching=options.prefix_caching and preset.prefix_caching,
             pace=options.pace,
             pace_positions=options.pace_positions,
             pace_stretch=options.pace_stretch,
         )
         for place, (roles, device) in enumerate(zip(layout, devices_of(options.device, len(layout)), strict=True))
     }
+
+
+def times_of(options: DeploymentOptions) -> StageTimes | None:
+    """What is known of an instance's speed, by the name of a profile or of the device that is played."""
+    if not options.profile and not options.pace:
+        return None
+    from tierline.perf.device_times import stage_times
+    from tierline.perf.scaled_times import ScaledTimes
+
+    if options.profile:
+        return stage_times(options.profile)
+    return ScaledTimes(stage_times(options.pace), options.pace_positions, options.pace_stretch)
+
+
+def build_scheduler(options: DeploymentOptions) -> ServingScheduler:
+    """The scheduler of a deployment, live or replayed."""
+    slots = {f"i{place}": slot for place, slot in enumerate(options.slots)}
+    return options.preset.make_scheduler(
+        slots, times=times_of(options), slo=Slo.parse(options.slo), queue_limit=options.queue_limit
+    )
+
+
+def build_recorded(setting: Mapping[str, Any]) -> ServingScheduler:
+    """A fresh scheduler like that of a recorded run. Raises `InvalidInput`."""
+    known = {field.name for field in fields(DeploymentOptions)}
+    try:
+        options = DeploymentOptions(**{key: value for key, value in setting.items() if key in known})
+    except TypeError as error:
+        raise InvalidInput(f"The record's setting cannot be used: {error}.") from error
+    return build_scheduler(options)
+
+
+def _as_setting(options: DeploymentOptions) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(DeploymentOptions)}
 
 
 def build_generator(
@@ -217,14 +256,16 @@ def build_generator(
     from tierline.backends.serving.torch import TorchInstances
     from tierline.clock import WallClock
     from tierline.runtime.driver import Driver
-    from tierline.schedulers.serving import ServingScheduler
+    from tierline.runtime.serving_record import ServingRecord
 
     clock, mailboxes = WallClock(), Mailboxes()
-    scheduler = ServingScheduler(make_routing(options.routing), options.queue_limit)
+    scheduler = build_scheduler(options)
+    record = ServingRecord(Path(options.record), _as_setting(options)) if options.record else None
     instances = TorchInstances(
         instance_settings(options), clock, mailboxes, on_failed_start, hosts=hosts, listen=listen
     )
-    return EngineGenerator(scheduler, instances, Driver(scheduler, instances, clock), mailboxes, clock.close)
+    driver = Driver(scheduler, instances, clock, record)
+    return EngineGenerator(scheduler, instances, driver, mailboxes, clock.close, record.close if record else None)
 
 
 def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:

@@ -53,6 +53,25 @@ def serve(
         bool | None,
         typer.Option("--pack/--share", help="Weights packed for this CPU, or shared. [default: pack if alone]"),
     ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="PRESET",
+            help="adaptive, emp, coupled, coupled-2024, static:2E2P4D. [default: nobody changes anything]",
+        ),
+    ] = "",
+    slo: Annotated[str, typer.Option(metavar="TIMES", help="What is promised: ttft=2s,tpot=50ms,image=4s.")] = "",
+    profile: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Stage times of this device with the model, for the policy.")
+    ] = "",
+    min_instances: Annotated[int, typer.Option(metavar="N", help="With --max-instances.", min=1)] = 1,
+    max_instances: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="The policy starts and stops instances up to N. [default: as many as there are]"
+        ),
+    ] = 0,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help="Every event and decision as JSON lines.")] = None,
     pace: Annotated[
         str,
         typer.Option(
@@ -103,6 +122,12 @@ def serve(
         pace=str(Path(pace).resolve()) if pace.endswith(".toml") and ":" not in pace else pace,
         pace_positions=pace_positions,
         pace_stretch=pace_stretch,
+        policy=policy,
+        slo=slo,
+        profile=str(Path(profile).resolve()) if profile.endswith(".toml") and ":" not in profile else profile,
+        min_instances=min_instances,
+        max_instances=max_instances,
+        record=str(record.resolve()) if record else "",
     )
     if keys_file is not None and not keys_file.is_file():
         raise InvalidInput(f"--keys-file {keys_file}: there is no such file.")

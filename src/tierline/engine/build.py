@@ -13,11 +13,13 @@ from tierline.engine import model as models
 from tierline.engine.arena import KvArena
 from tierline.engine.cuda_graphs import DecodeGraphs
 from tierline.engine.encoder import EncoderLane
+from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Instance, Port
 from tierline.engine.pace import PacedDevice, PacedPort, paced_times
 from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
+from tierline.perf.device_times import stage_times
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
@@ -30,6 +32,8 @@ CUDA_KV_SHARE = 0.85  # of the memory that is free once the weights are there
 class Built:
     instance: Instance
     scheduler: InstanceScheduler
+    family: TextFamily
+    arena: KvArena
     limits: InstanceLimits
     weights_bytes: int
 
@@ -53,8 +57,10 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         runner.pack()
     if graphs:
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
-    scheduler = InstanceScheduler(settings.name, limits, make_batching(settings.batching), settings.roles)
     pace, times = None, paced_times(settings)
+    known = times if times is not None or not settings.profile else stage_times(settings.profile)
+    policy = make_batching(settings.batching, settings.batching_options, known, settings.slo)
+    scheduler = InstanceScheduler(settings.name, limits, policy, settings.roles)
     if times is not None:
         if family.takes_images:
             times.encode_s((1,))  # raises where nothing is known of an encoder
@@ -62,7 +68,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
     lane = EncoderLane(family, wake, pace)
     instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace)
-    return Built(instance, scheduler, limits, weights)
+    return Built(instance, scheduler, family, arena, limits, weights)
 
 
 def limits_of(settings: InstanceSettings, config: Any, dtype: torch.dtype, device: torch.device) -> InstanceLimits:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tierline.core.request import ALL_ROLES, Role
+from tierline.core.slo import Slo
 
 Transfer = Literal["shm", "zmq"]
 
@@ -16,9 +17,10 @@ class InstanceSettings:
     chosen by the device's memory. `run_dir`: private folder of this server's sockets; `shm_dir`: of its transfers; `server`
     and `endpoint`: where the serving scheduler and this instance listen. `threads` for computing. `pack`: weights in the
     layout that is fastest on this CPU, a copy of this process's own; else they stay shared with all others. `cuda_graphs`:
-    steps that only decode as CUDA graphs (`engine/cuda_graphs.py`; not yet measured). `pace`: the name of stage
-    times (`perf/device_times.py`), for an instance that plays another device and model ("" = none); each position stands for
-    `pace_positions` of theirs, and their times are `pace_stretch` times longer."""
+    steps that only decode as CUDA graphs (`engine/cuda_graphs.py`; not yet measured). `batching_options`, `slo` and `profile`
+    (the name of stage times; "" = those of `pace`, if any) are for batching policies that take them. `pace`: the name of
+    stage times (`perf/device_times.py`), for an instance that plays another device and model ("" = none); each position
+    stands for `pace_positions` of theirs, and their times are `pace_stretch` times longer."""
 
     name: str
     model: str
@@ -30,6 +32,9 @@ class InstanceSettings:
     device: str = "cpu"
     roles: Role = ALL_ROLES
     batching: str = "sarathi"
+    batching_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    slo: Slo = field(default_factory=Slo)
+    profile: str = ""
     transfer: Transfer = "shm"
     threads: int = 1
     pack: bool = True

@@ -141,7 +141,7 @@ class ImageDispatch:
 
     def _board(self, live: Live, content_hash: str, to: str) -> None:
         self._flights[content_hash, to].requests.add(live.request_id)
-        live.flights.add((content_hash, to))
+        live.flights[content_hash, to] = None
 
     def _land(self, content_hash: str, to: str) -> None:
         flight = self._flights.pop((content_hash, to), None)
@@ -150,8 +150,8 @@ class ImageDispatch:
         self._under_way[content_hash] -= 1
         if not self._under_way[content_hash]:
             del self._under_way[content_hash]
-        for request_id in flight.requests:
-            self._live[request_id].flights.discard((content_hash, to))
+        for request_id in sorted(flight.requests):
+            self._live[request_id].flights.pop((content_hash, to), None)
         if encoder := self._fleet.servers.get(flight.encoder):
             encoder.count_encode(-1, -flight.seconds)
 

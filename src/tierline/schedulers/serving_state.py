@@ -47,7 +47,7 @@ class Live:
     refused_by: set[str] = field(default_factory=set)
     early: dict[int, tuple[TellTokens, tuple[TokenLogprob, ...]]] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)
-    flights: set[tuple[str, str]] = field(default_factory=set)
+    flights: dict[tuple[str, str], None] = field(default_factory=dict)  # in order, so that a replay goes the same way
 
     @property
     def request_id(self) -> str:

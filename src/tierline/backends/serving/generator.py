@@ -18,7 +18,7 @@ from tierline.core.errors import PixelsNeeded, RequestLost, StateUnusable, Tierl
 from tierline.core.events import Event
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
-from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked
+from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked, Tick
 from tierline.schedulers.serving import ServingScheduler
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Mailboxes:
 
 class EngineGenerator:
     """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop, which ends when the clock
-    does (`end_clock`)."""
+    does (`end_clock`), and one that posts ticks where the scheduler wants them. `end_record`: ends what is written."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class EngineGenerator:
         driver: Loop,
         mailboxes: Mailboxes,
         end_clock: Callable[[], None],
+        end_record: Callable[[], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._instances = instances
@@ -92,6 +93,20 @@ class EngineGenerator:
         self._failed = ""
         self._thread = threading.Thread(target=self._run, name="serving loop", daemon=True)
         self._thread.start()
+        self._end_record = end_record
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="serving ticks", daemon=True)
+        if scheduler.tick_ns:
+            self._ticker.start()
+
+    def _tick(self) -> None:
+        """Ticks, while there are instances or requests. Each is handled before the next: late ones do not pile up."""
+        while not self._ended.wait(self._scheduler.tick_ns / 1e9):
+            if self._scheduler.servers or self._scheduler.live:
+                try:
+                    self._submit(Tick())
+                except RequestLost:
+                    return
 
     def _run(self) -> None:
         try:
@@ -181,6 +196,9 @@ class EngineGenerator:
                     "name": name,
                     "pid": pids.get(name),
                     "roles": server.roles.letters,
+                    "group": server.group,
+                    "leaving": server.leaving,
+                    "reason": server.reason,
                     "prefill_tokens": server.prefill_tokens,
                     "decoding": server.decoding,
                     "encoding": server.encoding,
@@ -198,6 +216,11 @@ class EngineGenerator:
             "counts": dict(self._scheduler.counts),
             "image_queries": self._scheduler.image_queries,
             "image_hits": self._scheduler.image_hits,
+            "waiting": self._scheduler.waiting,
+            "decisions": [
+                {"at_ns": each.at_ns, "subject": each.subject, "what": each.what, "reason": each.reason}
+                for each in self._scheduler.decisions
+            ],
         }
 
     def live_owner(self, request_id: str) -> str:
@@ -249,19 +272,33 @@ class EngineGenerator:
             ("moves", "Requests moved."),
             ("moves_failed", "Moves that failed."),
             ("instances_lost", "Losses."),
+            ("role_changes", "Roles set by the policy."),
+            ("group_changes", "Groups set by the policy."),
+            ("instances_started", "Instances asked for by the policy."),
+            ("instances_stopped", "Instances ended by the policy."),
+            ("refusals", "Changes that a limit barred."),
         ):
             series(f"tierline:{key}_total", "counter", text, [("", status["counts"].get(key, 0))])
         roles = [(f'{{instance="{one["name"]}",roles="{one["roles"]}"}}', 1.0) for one in status["instances"]]
         series("tierline:instance_roles", "gauge", "Roles of each instance.", roles)
+        groups = [(f'{{instance="{one["name"]}",group="{one["group"]}"}}', 1.0) for one in status["instances"]]
+        series("tierline:instance_group", "gauge", "Whom each instance serves.", groups)
+        series("tierline:switch_seconds", "gauge", "Last role change until its first batch.", each("switch_seconds"))
+        series("tierline:requests_unplaced", "gauge", "Requests without an instance.", [("", status["waiting"])])
         return "\n".join(lines) + "\n"
 
     def close(self) -> None:
         """End the instances; what is live fails with one sentence."""
         self._driver.close("The server is shutting down.")
         self.failed("The server is shutting down.")
+        self._ended.set()
         self._instances.close()
         self._end_clock()
         self._thread.join()
+        if self._ticker.is_alive():
+            self._ticker.join()
+        if self._end_record is not None:
+            self._end_record()
 
 
 def _failure(error: BaseException) -> str:
