@@ -173,8 +173,9 @@ class _Sender:
         for number, request in enumerate(self._requests):
             due_ns = self._zero_ns + round((request.arrived_ns - first_ns) / speed)
             message = self._client.message("POST", CHAT, self._composer.body(number, request))
-            # also when late: answers have to be read
-            await asyncio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            await asyncio.sleep(0)  # also when late: answers have to be read
+            while (left_ns := due_ns - time.monotonic_ns()) > 0:  # a loop's timers may be half a millisecond early
+                await asyncio.sleep(left_ns / 1e9)
             while self._options.max_in_flight and len(self._answers) - self._ended >= self._options.max_in_flight:
                 self._room.clear()
                 await self._room.wait()

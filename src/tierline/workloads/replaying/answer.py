@@ -8,8 +8,10 @@ from typing import Any
 
 from tierline.core.served_outcome import FINISHED, UNFINISHED, ServedOutcome
 
-TAIL_BYTES = 8192
+TAIL_BYTES = 8192  # an answer's end holds its usage and any error
+KEPT_BYTES = 4096
 SEPARATOR = b"\n\n"
+DONE = b"data: [DONE]"
 REFUSED = (429, 503)
 MESSAGE_CHARACTERS = 300
 
@@ -28,6 +30,7 @@ class Answer:
         self._done = done
         self._kept = b""
         self._status = 0
+        self._complete = False
         self.sent_ns = -1
         self.first_ns = -1
         self.ended_ns = -1
@@ -50,7 +53,7 @@ class Answer:
         elif len(self._kept) < TAIL_BYTES:
             self._kept += data
         else:
-            self._kept = self._kept[-TAIL_BYTES:] + data
+            self._kept = self._kept[-KEPT_BYTES:] + data
 
     def ended(self, error: str, now_ns: int) -> None:
         self.ended_ns = now_ns
@@ -60,12 +63,19 @@ class Answer:
             self.kind = "refused" if self._status in REFUSED else f"http_{self._status}"
             self.message = sentence(decoded(self._kept)) or self._kept[:MESSAGE_CHARACTERS].decode(errors="replace")
         else:
-            events = self._kept.replace(b"\r\n", b"\n").strip().split(SEPARATOR)
-            done = any(event.strip() == b"data: [DONE]" for event in events)
-            for event in events:
-                self._take(event)
+            kept = self._kept.replace(b"\r\n", b"\n").strip()
+            self._complete |= kept.endswith(DONE)
+            for event in kept.split(SEPARATOR):
+                if b'"usage"' in event or b'"error"' in event:
+                    self._take(event)
             self.kind = (
-                "error" if self.message else "broken" if not done else FINISHED if self.first_ns >= 0 else "empty"
+                "error"
+                if self.message
+                else "broken"
+                if not self._complete
+                else FINISHED
+                if self.first_ns >= 0
+                else "empty"
             )
         if self.kind == FINISHED and not self.output_tokens:
             self.output_tokens = self._expected  # the server tells no usage; it was told to make so many
@@ -90,7 +100,9 @@ class Answer:
     def _take(self, event: bytes) -> dict[str, Any]:
         """What one event says; usage and errors are kept."""
         line = event.strip()
-        if not line.startswith(b"data:") or line.endswith(b"[DONE]"):
+        if line == DONE:
+            self._complete = True
+        if not line.startswith(b"data:") or line == DONE:
             return {}
         told = decoded(line[5:])
         usage = told.get("usage")

@@ -186,11 +186,11 @@ class _Connection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.closed = True
+        by_us, self.closed = self.closed, True
         self._client._open.discard(self)
         if self._sink is None:
             return
-        if self._retry:
+        if self._retry and not by_us:
             sink, self._sink = self._sink, None
             self._stop_timer()
             again = self._client.send_anew(self._message, sink, self._timeout_s)
