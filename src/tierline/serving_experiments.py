@@ -113,6 +113,18 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def parse_kill(text: str) -> Kill:
+    """`i3@12.5` -> instance i3 dies after 12.5 seconds. Raises `InvalidInput`."""
+    name, at, seconds = text.partition("@")
+    try:
+        after_s = float(seconds)
+    except ValueError:
+        after_s = math.nan
+    if not (name and at and 0.0 <= after_s < 1e9):
+        raise InvalidInput(f"--kill takes NAME@SECONDS, as in i3@12.5; got '{text}'.")
+    return Kill(round(after_s * NS_PER_S), name)
+
+
 @lru_cache(maxsize=4)
 def times_of(name: str) -> StageTimes:
     """Stage times by name, made once a process."""

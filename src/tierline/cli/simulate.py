@@ -1,4 +1,4 @@
-"""`tierline simulate jobs SOURCE`: the policies, unchanged, over a simulated cluster."""
+"""`tierline simulate jobs SOURCE`: the policies, unchanged, over a simulated cluster; `simulate` itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import render, simulate_kernels
+from tierline.cli import render, simulate_kernels, simulate_serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,15 +30,16 @@ SHOWN = (
 
 
 def register(app: typer.Typer) -> None:
-    simulations = typer.Typer(help="Run policies over a simulated cluster or device.", no_args_is_help=True)
+    simulations = typer.Typer(help="Run policies over a simulated cluster, deployment or device.", no_args_is_help=True)
     simulations.command("jobs")(jobs)
+    simulations.command("serving")(simulate_serving.serving)
     simulations.command("kernels")(simulate_kernels.kernels)
     simulations.callback()(_simulate)
     app.add_typer(simulations, name="simulate", rich_help_panel="Simulation")
 
 
 def _simulate() -> None:
-    """Run policies over a simulated cluster or device: the daemon's schedulers, the gate's core, virtual time."""
+    """Run policies over a simulated cluster, deployment or device: the live schedulers, the gate's core, virtual time."""
 
 
 def jobs(

@@ -125,6 +125,7 @@ class SimInstance:
         # iterations
         self._step: RunStep | None = None  # that is under way, or waits for the encoder
         self._count = 0  # iterations of it that are being run; 0 = it waits
+        self._alone = False  # something was said while it waited: no other iteration may follow it unasked
         self._shape = BatchShape()
         self._tokens = 0
         self._begun_ns = 0
@@ -179,8 +180,11 @@ class SimInstance:
     # --- the scheduler
 
     def _handle(self, now_ns: int, event: InstanceEvent) -> None:
+        waiting = self._step if not self._count else None
         for action in self._scheduler.handle(now_ns, event):
             self._execute(now_ns, action)
+        if waiting is not None and self._step is waiting:
+            self._alone = True
 
     def _execute(self, now_ns: int, action: InstanceAction) -> None:
         match action:
@@ -244,7 +248,7 @@ class SimInstance:
 
     def _decided(self, step: RunStep) -> None:
         """An iteration waits to be begun. One of its sequences may go before that; it is computed all the same."""
-        self._step, self._count = step, 0
+        self._step, self._count, self._alone = step, 0, False
         for attempt in step.left:
             self._end_of.pop(attempt, None)
         for attempt, computed in step.joined:
@@ -269,7 +273,7 @@ class SimInstance:
         self._count = 1
         if self._encode is not None:
             self._disturb(now_ns)
-        elif step.most > 1 and not self._image:
+        elif step.most > 1 and not self._image and not self._alone:
             ends = self._ends
             while ends and self._end_of.get(ends[0][1]) != ends[0][0]:
                 heapq.heappop(ends)
