@@ -120,8 +120,14 @@ def _replay(url: str, trace: ServedTrace, options: ReplayOptions) -> Replay:
             failed = f", {now.failed} failed" if now.failed else ""
             bar.update(task, completed=now.sent, description=f"{now.in_flight} under way{failed}")
 
+        results: list[Replay] = []  # not the task's result: Python's signal module would make text of all of it
+
+        async def run() -> None:
+            results.append(await replay(url, trace.requests, options, begun=begun, drawing=drawing, progress=progress))
+
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(replay(url, trace.requests, options, begun=begun, drawing=drawing, progress=progress))
+            runner.run(run())
+    return results[0]
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
