@@ -103,6 +103,11 @@ class Instance:
     def has_step(self) -> bool:
         return self._due is not None
 
+    @property
+    def due(self) -> RunStep | None:
+        """The iteration that `step` will run."""
+        return self._due
+
     def wait_ns(self) -> int | None:
         """Until something that is held back for its pace may go on; None = nothing is."""
         waits: list[int] = []

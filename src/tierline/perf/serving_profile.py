@@ -188,6 +188,11 @@ def _check_seconds(part: object, path: str) -> None:
         _check_seconds(value, f"{path}{each.name}.")
 
 
+def model_label(model: str) -> str:
+    """What a profile calls a model: its id, or the name of its folder."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
 def load_profile(path: Path) -> ServingProfile:
     """Raises `NotFound` or `InvalidInput`."""
     try:

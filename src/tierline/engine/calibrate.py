@@ -1,0 +1,311 @@
+"""Measures what this machine's engine takes for a model's stages, and makes a serving profile of it.
+
+An instance without peers runs scenes: some sequences decode, prompts come in beside them, and every iteration is timed as it
+is run: decision, model, draw. Shapes are drawn over the whole range, so that no part of an iteration hides behind another.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import zmq
+from PIL import Image
+from scipy.optimize import nnls
+
+from tierline.core.errors import InvalidInput
+from tierline.core.instance_actions import Tell
+from tierline.core.instance_events import InstanceEvent, RequestCancelled, RequestQueued
+from tierline.core.request import Picture, Request, Sampling, TokenLogprob
+from tierline.engine.build import Built, build
+from tierline.engine.families import image_layout_of
+from tierline.engine.families.text import TextFamily
+from tierline.engine.instance import Payload
+from tierline.engine.pace import shape_of
+from tierline.engine.settings import InstanceSettings
+from tierline.engine.transfer import SharedMemory
+from tierline.perf.device_times import times_of
+from tierline.perf.linear_fit import Measured, MeasuredImage, fit_linear
+from tierline.perf.serving_profile import (
+    FORMAT,
+    Advice,
+    Fit,
+    Linear,
+    Memory,
+    Overhead,
+    Preparation,
+    ServingProfile,
+    Transfer,
+)
+from tierline.perf.table_profile import advise
+from tierline.schedulers.serving_state import PATCHES_PER_TOKEN
+
+MOST_DECODES = 64
+LONGEST_CONTEXT = 1024
+OUTPUT_TOKENS = 64
+DECODE_STEPS = 4  # measured of each scene's decodes alone
+HELD_OUT = 5  # every so manieth scene is not fitted to, but predicted
+ENOUGH_ITERATIONS, MOST_ITERATIONS = 40, 6000
+IMAGE_SHARE = 0.25  # of the time
+SIDES = (112, 224, 336, 448, 672, 896)  # of pictures, in pixels
+MOST_IMAGES = 40
+COPIES = 5
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """`seconds`: about how long iterations and images are measured for; loading comes on top."""
+
+    seconds: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput`."""
+        if not 1.0 <= self.seconds <= 3600.0:
+            raise InvalidInput(f"--seconds {self.seconds:g}: 1 to 3600 is allowed.")
+
+
+class _Nobody:
+    """The port of an instance that is alone."""
+
+    def send(self, peer: str, event: InstanceEvent, payload: Payload) -> None:
+        raise AssertionError("it has no peers")
+
+    def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
+        pass
+
+
+def calibrate(settings: InstanceSettings, model: str, options: CalibrationOptions, report: Report) -> ServingProfile:
+    """Measure the model of `settings`, which the profile calls `model`; `report` is told the share that is done, and what is
+    done now. Raises `InvalidInput`."""
+    report(0.0, "loading the model")
+    # Every prompt shall be computed, and no other device be played.
+    settings = replace(settings, prefix_caching=False, pace="", name="calibration")
+    built = build(settings, _Nobody(), lambda: None)
+    try:
+        takes_images = built.family.takes_images
+        until = time.monotonic() + options.seconds * (1 - IMAGE_SHARE * takes_images)
+        scenes = _Scenes(built, options.seed)
+        number = 0
+        while scenes.count < MOST_ITERATIONS and (time.monotonic() < until or len(scenes.fitted) < ENOUGH_ITERATIONS):
+            enough = len(scenes.fitted) >= ENOUGH_ITERATIONS  # on a busy machine that comes before the clock
+            scenes.run(until if enough else float("inf"), held_out=number % HELD_OUT == HELD_OUT - 1, warm=number > 0)
+            number += 1
+            share = 1 - max(0.0, until - time.monotonic()) / options.seconds
+            report(min(0.95, share), f"iterations: {scenes.count} measured")
+        report(0.95 - IMAGE_SHARE * takes_images, "images")
+        images, preparation = _images(built.family, options.seconds * IMAGE_SHARE, report) if takes_images else ([], [])
+        report(0.95, "transfers")
+        transfer = _transfers(built)
+    finally:
+        built.instance.close()
+    fitted, checked = images[: len(images) - len(images) // HELD_OUT], images[len(images) - len(images) // HELD_OUT :]
+    linear = fit_linear(scenes.fitted, fitted)
+    limits, kv = built.limits, built.arena
+    profile = ServingProfile(
+        format=FORMAT,
+        device=device_label(settings.device),
+        model=model,
+        source=f"measured by tierline calibrate serving: {settings.dtype}, {settings.threads} threads, PyTorch "
+        f"{torch.__version__}, {scenes.count} iterations, {len(images)} images",
+        licence="",
+        memory=Memory(
+            weights_bytes=built.weights_bytes,
+            kv_tokens=limits.blocks * limits.block_tokens,
+            kv_token_bytes=2 * kv.keys[:, :, 0, 0].numel() * kv.keys.element_size(),
+            embedding_token_bytes=built.family.embedding.weight.shape[-1] * kv.keys.element_size(),
+        ),
+        transfer=transfer,
+        preparation=Preparation(*preparation) if preparation else Preparation(),
+        overhead=Overhead(),  # what was measured has it in it
+        advice=Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, ""),
+        fit=Fit(0, 0.0, 0.0),
+        linear=linear,
+    )
+    times = times_of(profile)
+    errors = [abs(times.iteration_s(each.batch) / each.seconds - 1) for each in scenes.held_out]
+    image_errors = [abs(times.encode_s((each.patches,)) / each.seconds - 1) for each in checked]
+    fit = Fit(len(errors), *_spread(errors), len(image_errors), *_spread(image_errors))
+    advice = advise(times, tipping_tokens(linear), PATCHES_PER_TOKEN if takes_images else 0)
+    report(1.0, "done")
+    return replace(profile, fit=fit, advice=advice)
+
+
+def device_label(device: str) -> str:
+    """What a profile calls a device: `cpu`, or the GPU's name."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(torch.device(device))
+
+
+def tipping_tokens(linear: Linear) -> int:
+    """Tokens whose own time is as long as what an iteration takes in any case."""
+    each = linear.token_s + linear.token_beyond_s
+    return max(1, round(linear.iteration_s / each)) if each > 0 else max(1, linear.knee_tokens)
+
+
+def _spread(errors: Sequence[float]) -> tuple[float, float]:
+    if not errors:
+        return 0.0, 0.0
+    return float(np.median(errors)), float(np.percentile(errors, 95))
+
+
+class _Scenes:
+    """Iterations of drawn shapes. `fitted` and `held_out`: those measured."""
+
+    def __init__(self, built: Built, seed: int) -> None:
+        self._built = built
+        self._rng = np.random.default_rng(seed)
+        self._requests = 0
+        self._running: list[str] = []
+        self.fitted: list[Measured] = []
+        self.held_out: list[Measured] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.fitted) + len(self.held_out)
+
+    def run(self, until: float, held_out: bool, warm: bool) -> None:
+        """One scene, cut short at `until`; kept if `warm`."""
+        limits, rng = self._built.limits, self._rng
+        longest = max(1, min(LONGEST_CONTEXT, limits.context_tokens - 2 * OUTPUT_TOKENS))
+        context = round(float(np.exp(rng.uniform(0, np.log(longest)))))
+        room = limits.blocks * limits.block_tokens // (2 * (context + OUTPUT_TOKENS + limits.block_tokens))
+        most = max(1, min(MOST_DECODES, limits.sequence_limit - 1, room))
+        decodes = round(float(np.exp(rng.uniform(0, np.log(most))))) if rng.random() < 0.8 else 0
+        into = (self.held_out if held_out else self.fitted) if warm else []
+        for _ in range(decodes):
+            self._ask(max(1, int(context * rng.uniform(0.7, 1.3))), OUTPUT_TOKENS)
+        while self._waiting() and self._step(until, into):
+            pass
+        for _ in range(DECODE_STEPS * bool(decodes)):
+            self._step(until, into)
+        for _ in range(4):
+            tokens = round(float(np.exp(rng.uniform(0, np.log(longest)))))
+            self._ask(tokens, 1)
+            if rng.random() < 0.3:
+                self._ask(max(1, tokens // 2), 1)
+            while self._waiting() and self._step(until, into):
+                pass
+        for name in self._running:
+            self._built.instance.deliver(RequestCancelled(name))
+        self._running = []
+        while self._built.instance.has_step:
+            self._built.instance.step()
+
+    def _ask(self, tokens: int, output: int) -> None:
+        vocabulary = self._built.family.config.get_text_config().vocab_size
+        name = f"c{self._requests}"
+        self._requests += 1
+        prompt = tuple(self._rng.integers(0, vocabulary, tokens).tolist())
+        image_token = getattr(self._built.family.config, "image_token_id", None)
+        prompt = tuple(0 if token == image_token else token for token in prompt)
+        sampling = Sampling(output, temperature=0.0, ignore_eos=True)
+        self._built.instance.deliver(RequestQueued(Request(name, prompt, sampling), ()))
+        self._running.append(name)
+
+    def _waiting(self) -> bool:
+        """Whether a prompt is not computed yet."""
+        due = self._built.instance.due
+        if due is None:
+            return False
+        return self._built.scheduler.status().waiting > 0 or bool(shape_of(due).chunks)
+
+    def _step(self, until: float, into: list[Measured]) -> bool:
+        """Run and time an iteration; False when there is none, or the time is over."""
+        due = self._built.instance.due
+        if due is None or time.monotonic() > until:
+            return False
+        batch = shape_of(due)
+        begun = time.perf_counter()
+        self._built.instance.step()
+        into.append(Measured(batch, time.perf_counter() - begun))
+        return True
+
+
+def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[MeasuredImage], list[float]]:
+    """Pictures through preprocessing and encoder, as the encoder lane runs them; and what decoding their JPEG files takes, as
+    (seconds an image, seconds a patch)."""
+    layout = image_layout_of(family.config, family.folder)
+    assert layout is not None, "a family that takes images lays them out"
+    rng = np.random.default_rng(0)
+    found: list[MeasuredImage] = []
+    files: list[tuple[float, float]] = []
+    until = time.monotonic() + seconds
+    for number in range(MOST_IMAGES + 1):
+        side = SIDES[number % len(SIDES)]
+        pixels = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((side, side))
+        tokens = layout(side, side)
+        patches = PATCHES_PER_TOKEN * tokens.tokens.count(tokens.image_token)
+        picture = Picture(f"c{number}", side, side, image.tobytes())
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            family.encode([picture])[0].cpu()
+        if number:  # the first warms up
+            found.append(MeasuredImage(patches, time.perf_counter() - begun))
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=90)
+        begun = time.perf_counter()
+        Image.open(io.BytesIO(packed.getvalue())).convert("RGB").tobytes()
+        files.append((float(patches), time.perf_counter() - begun))
+        if time.monotonic() > until and len(found) >= len(SIDES):
+            break
+        report(0.95 - IMAGE_SHARE * max(0.0, until - time.monotonic()) / seconds, f"images: {len(found)} measured")
+    if len({patches for patches, _ in files}) < 3:
+        return found, [float(np.median([taken for _, taken in files])), 0.0]
+    return found, list(_line(files))
+
+
+def _transfers(built: Built) -> Transfer:
+    """KV blocks out of the arena, through shared memory and back into it, and two messages between processes."""
+    arena, sizes = built.arena, [1, 4, 16, 64, 256]
+    points: list[tuple[float, float]] = []
+    shm = Path("/dev/shm")
+    with TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix="tierline-calibrate-") as folder:
+        carrier = SharedMemory(Path(folder), "a")
+        for count in (each for each in sizes if each <= built.limits.blocks):
+            for _ in range(COPIES):
+                blocks = list(range(count))
+                begun = time.perf_counter()
+                payload = arena.export(blocks)
+                arrived = carrier.unpack(carrier.pack("b", payload))
+                assert arrived is not None
+                arena.load(blocks, arrived)
+                points.append((float(payload.numel()), time.perf_counter() - begun))
+        setup_s, byte_s = _line(points)
+        hop_s = _message_s(Path(folder))
+    return Transfer(setup_s=setup_s + 2 * hop_s, bytes_per_s=1 / max(byte_s, 1e-15))
+
+
+def _message_s(folder: Path) -> float:
+    """A message over a socket file, from one thread's hands to its own."""
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.PULL) as inbox, context.socket(zmq.PUSH) as outbox:
+            inbox.bind(f"ipc://{folder}/m")
+            outbox.connect(f"ipc://{folder}/m")
+            taken = []
+            for _ in range(50):
+                begun = time.perf_counter()
+                outbox.send(b"x" * 200)
+                inbox.recv()
+                taken.append(time.perf_counter() - begun)
+            return float(np.median(taken))
+    finally:
+        context.destroy(linger=0)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Intercept and slope, neither negative, of the medians at each size, by relative error."""
+    sizes = sorted({size for size, _ in points})
+    medians = np.array([np.median([taken for other, taken in points if other == size]) for size in sizes])
+    features = np.column_stack((np.ones(len(sizes)), np.array(sizes) / sizes[-1])) / medians[:, None]
+    found = nnls(features, np.ones(len(sizes)))[0]
+    return float(found[0]), float(found[1]) / sizes[-1]
