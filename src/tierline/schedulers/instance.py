@@ -373,7 +373,7 @@ class InstanceScheduler:
         if not state.running and not state.queue:
             return
         lockstep = self._lockstep
-        if self._again and lockstep and not state.queue and self._all_together(lockstep):
+        if self._again and lockstep and self._nobody_may_come and self._all_together(lockstep):
             return
         view = batch_view(state, lockstep, self._ask_for_images)
         plan = _Plan(self._limits.token_budget, self._limits.sequence_limit)
@@ -405,7 +405,9 @@ class InstanceScheduler:
             if self._awaits_batch:
                 self._shown(Role.DECODE)
             context = lockstep.context
-            quiet = not self._chunks and not state.queue and not any(each.ready_tokens for each in view.begun)
+            quiet = (
+                not self._chunks and self._nobody_may_come and not any(each.ready_tokens for each in view.begun)
+            )
             most = lockstep.most() if quiet else 1
             self._again = quiet and shares == (EVERY_DECODE,)
         state.out.append(
@@ -480,6 +482,11 @@ class InstanceScheduler:
             return False
         self._ask_for_images(sequence)
         return True
+
+    @property
+    def _nobody_may_come(self) -> bool:
+        """Whether nobody waits who could be admitted, or whose images might have to be asked for."""
+        return not self._state.queue or (self._seats <= 0 and not self._state.queued_with_images)
 
     @property
     def _seats(self) -> int:

@@ -45,6 +45,7 @@ class InstanceState:
     out: list[InstanceAction] = field(default_factory=list)
     may_prefill: bool = field(init=False)  # as `roles` say
     may_decode: bool = field(init=False)
+    queued_with_images: int = 0
     now_ns: int = 0
     seats: int = 0  # admissions so far
     prefix_queries: int = 0
@@ -70,11 +71,13 @@ class InstanceState:
     def enqueue(self, sequence: Sequence) -> None:
         sequence.phase = Phase.WAITING
         bisect.insort(self.queue, sequence, key=Sequence.order)
+        self.queued_with_images += bool(sequence.request.images)
 
     def unqueue(self, sequence: Sequence) -> None:
         at = bisect.bisect_left(self.queue, sequence.order(), key=Sequence.order)
         assert self.queue[at] is sequence
         del self.queue[at]
+        self.queued_with_images -= bool(sequence.request.images)
 
     def prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of the sequence already. Its last position is always computed anew, since a
