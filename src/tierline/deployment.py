@@ -215,9 +215,10 @@ def times_of(options: DeploymentOptions) -> StageTimes | None:
         return None
     from tierline.perf.device_times import stage_times
     from tierline.perf.scaled_times import ScaledTimes
+    from tierline.perf.serving_profile import model_label
 
     if options.profile:
-        return stage_times(options.profile)
+        return stage_times(options.profile, model=model_label(options.model))
     return ScaledTimes(stage_times(options.pace), options.pace_positions, options.pace_stretch)
 
 

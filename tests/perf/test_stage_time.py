@@ -16,6 +16,7 @@ from tierline.core.stage_times import BatchShape
 from tierline.perf.curves_of_time import Curve, Knots, rising, thinned
 from tierline.perf.device_times import packaged_name, profile_named, stage_times, times_of
 from tierline.perf.model_shapes import SHAPES, shape_named, shape_of
+from tierline.perf.serving_demand import StageRates
 from tierline.perf.serving_devices import DEVICES
 from tierline.perf.serving_profile import (
     FORMAT,
@@ -219,6 +220,19 @@ def test_profiles_of_others_are_refused(tmp_path: Path) -> None:
         stage_times(str(tmp_path / "mine.toml"), model="tiny-vlm")
     with pytest.raises(InvalidInput, match="is of device 'paper', and device 'h100' is used"):
         stage_times(str(tmp_path / "mine.toml"), device="h100")
+
+
+def test_names_of_models_and_devices_may_be_long_or_short() -> None:
+    name = "h100:Qwen2.5-VL-7B"
+    assert stage_times(name, model="Qwen/Qwen2.5-VL-7B-Instruct", device="NVIDIA H100 80GB HBM3").profile.encodes
+    for model, device in (("Qwen/Qwen2.5-VL-72B-Instruct", ""), ("Qwen/Qwen2.5-7B-Instruct", ""), ("", "NVIDIA H200")):
+        with pytest.raises(InvalidInput, match="the profile is of"):
+            stage_times(name, model=model, device=device)
+
+
+def test_rates_of_a_model_without_an_encoder() -> None:
+    assert StageRates.of(stage_times("h100:Llama-3.1-8B")).encode_s(100) == 0.0
+    assert StageRates.of(stage_times("h100:Qwen2.5-VL-7B")).encode_s(4096) == pytest.approx(0.0134, rel=0.1)
 
 
 def test_a_saved_profile_is_read_back_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tierline.core.errors import InvalidInput
+from tierline.core.stage_times import StageTimes
 from tierline.engine import model as models
 from tierline.engine.arena import KvArena
 from tierline.engine.cuda_graphs import DecodeGraphs
@@ -58,7 +59,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     if graphs:
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     pace, times = None, paced_times(settings)
-    known = times if times is not None or not settings.profile else stage_times(settings.profile)
+    known = times if times is not None or not settings.profile else _profiled(settings)
     policy = make_batching(settings.batching, settings.batching_options, known, settings.slo)
     scheduler = InstanceScheduler(settings.name, limits, policy, settings.roles)
     if times is not None:
@@ -69,6 +70,16 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     lane = EncoderLane(family, wake, pace)
     instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace)
     return Built(instance, scheduler, family, arena, limits, weights)
+
+
+def _profiled(settings: InstanceSettings) -> StageTimes:
+    """Raises `InvalidInput` where the profile is of another device."""
+    return stage_times(settings.profile, device=device_label(settings.device))
+
+
+def device_label(device: str) -> str:
+    """What a profile calls a device: `cpu`, or the GPU's name."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(torch.device(device))
 
 
 def limits_of(settings: InstanceSettings, config: Any, dtype: torch.dtype, device: torch.device) -> InstanceLimits:

@@ -23,7 +23,7 @@ from tierline.core.errors import InvalidInput
 from tierline.core.instance_actions import Tell
 from tierline.core.instance_events import InstanceEvent, RequestCancelled, RequestQueued
 from tierline.core.request import Picture, Request, Sampling, TokenLogprob
-from tierline.engine.build import Built, build
+from tierline.engine.build import Built, build, device_label
 from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Payload
@@ -137,11 +137,6 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
     advice = advise(times, tipping_tokens(linear), PATCHES_PER_TOKEN if takes_images else 0)
     report(1.0, "done")
     return replace(profile, fit=fit, advice=advice)
-
-
-def device_label(device: str) -> str:
-    """What a profile calls a device: `cpu`, or the GPU's name."""
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(torch.device(device))
 
 
 def tipping_tokens(linear: Linear) -> int:

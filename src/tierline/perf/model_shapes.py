@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tierline.core.errors import InvalidInput, UnknownName
+from tierline.perf.serving_profile import plain_name
 
 BF16_BYTES = 2
 
@@ -111,10 +112,10 @@ SHAPES = {
 
 def shape_named(name: str) -> ModelShape:
     """A shape of `SHAPES`, or that of a folder with a config.json. Raises `InvalidInput`."""
-    short = name.rsplit("/", 1)[-1].removesuffix("-Instruct").removesuffix("-hf")
-    known = {key.lower(): shape for key, shape in SHAPES.items()}
-    if not Path(name).is_dir() and short.lower() in known:
-        return known[short.lower()]
+    short = plain_name(name)
+    known = {plain_name(key): shape for key, shape in SHAPES.items()}
+    if not Path(name).is_dir() and short in known:
+        return known[short]
     path = Path(name) / "config.json"
     if path.is_file():
         try:

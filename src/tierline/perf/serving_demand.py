@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import BatchShape, StageTimes
 
 PROBE_TOKENS = 2048  # a chunk large enough that the matrix products are bound by arithmetic
@@ -52,7 +53,10 @@ class StageRates:
         few, many = (times.iteration_s(BatchShape(decodes=n, decode_context=n)) for n in (1, PROBE_DECODES))
         deep = times.iteration_s(BatchShape(decodes=PROBE_DECODES, decode_context=PROBE_DECODES * PROBE_CONTEXT))
         sequence = max(0.0, many - few) / (PROBE_DECODES - 1)
-        small, large = times.encode_s((256,)), times.encode_s((4096,))
+        try:
+            small, large = times.encode_s((256,)), times.encode_s((4096,))
+        except InvalidInput:  # of a model without an encoder; none of its requests has an image
+            small = large = 0.0
         patch = max(0.0, large - small) / (4096 - 256)
         setup, mega = times.transfer_s(0), times.transfer_s(1 << 20)
         return cls(

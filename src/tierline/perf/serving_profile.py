@@ -173,10 +173,12 @@ class ServingProfile:
         return self.linear is not None and self.linear.patch_s > 0
 
     def check(self, model: str = "", device: str = "") -> None:
-        """Raises `InvalidInput` where it is of another model or device ("" = any)."""
-        for what, mine, wanted in (("model", self.model, model), ("device", self.device, device)):
-            if wanted and mine != wanted:
-                raise InvalidInput(f"the profile is of {what} '{mine}', and {what} '{wanted}' is used.")
+        """Raises `InvalidInput` where it is of another model or device ("" = any). Names of models count as equal without
+        their publisher and `-Instruct`; a device's short name, as h100, stands for those whose full name has it."""
+        if model and plain_name(self.model) != plain_name(model):
+            raise InvalidInput(f"the profile is of model '{self.model}', and model '{model}' is used.")
+        if device and self.device.lower() not in device.lower():
+            raise InvalidInput(f"the profile is of device '{self.device}', and device '{device}' is used.")
 
 
 def _check_seconds(part: object, path: str) -> None:
@@ -186,6 +188,15 @@ def _check_seconds(part: object, path: str) -> None:
         if isinstance(value, int | float) and not 0 <= value < float("inf"):
             raise ValueError(f"{path}{each.name} is {value}; 0 or more is allowed")
         _check_seconds(value, f"{path}{each.name}.")
+
+
+def plain_name(model: str) -> str:
+    """A model's name without what does not change its shape.
+
+    >>> plain_name("Qwen/Qwen2.5-VL-7B-Instruct")
+    'qwen2.5-vl-7b'
+    """
+    return model.rsplit("/", 1)[-1].lower().removesuffix("-instruct").removesuffix("-hf")
 
 
 def model_label(model: str) -> str:
