@@ -109,7 +109,7 @@ class Elastic:
     )
     decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     mean_tpot_s: float = 0.0
-    _starting: deque[int] = field(default_factory=deque)  # when instances were asked for that have not joined
+    _starting: deque[tuple[int, Group]] = field(default_factory=deque)  # asked for, and not joined: when, for whom
     _stopped: set[str] = field(default_factory=set)
     _before: dict[str, tuple[Role, Group]] = field(default_factory=dict)  # what an instance's last change has ended
     _refused: dict[str, str] = field(default_factory=dict)
@@ -141,8 +141,10 @@ class Elastic:
             self.mean_tpot_s += TPOT_WEIGHT * (tpot_s - self.mean_tpot_s) if self.mean_tpot_s else tpot_s
 
     def joined(self, server: Server) -> None:
+        """One that was asked for serves whom it was asked for."""
         if self._starting:
-            self._starting.popleft()
+            _, group = self._starting.popleft()
+            server.set_group(group if group != "shared" else server.group)
 
     def lost(self, name: str) -> None:
         for known in (self._before, self._refused):
@@ -168,9 +170,9 @@ class Elastic:
         """What the policies propose, one after the other; each sees what became of the proposals of the one before."""
         self._looked_ns, self._pressed = now_ns, False
         self._touched.clear()
-        while self._starting and now_ns - self._starting[0] >= self.options.start_timeout_ns:
+        while self._starting and now_ns - self._starting[0][0] >= self.options.start_timeout_ns:
             self._starting.popleft()
-        if not self.fleet.servers and self.options.scale is None:
+        if not self.fleet.servers and not self.options.max_instances:
             return
         for policy in self.options.policies:
             yield from policy.propose(self.view(now_ns))
@@ -255,7 +257,7 @@ class Elastic:
         count = len(self.fleet.servers) + len(self._starting)
         if count >= self.options.max_instances:
             return self._refuse("fleet", "start", f"{count} instances are there, {self.options.max_instances} allowed")
-        self._starting.append(self.fleet.now_ns)
+        self._starting.append((self.fleet.now_ns, proposal.group))
         self.out.append(proposal)
         return self._done("fleet", "instances_started", "start", proposal.reason)
 

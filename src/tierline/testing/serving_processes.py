@@ -83,11 +83,18 @@ class Deployment:
         listen: str = "",
         pace: str = "",
         pace_positions: int = 1,
+        policy: str = "",
+        instances: int = 0,
+        slo: str = "",
+        limits: tuple[int, int] = (1, 0),
+        record: Path | None = None,
     ) -> None:
         self.failures: list[str] = []
         options = DeploymentOptions(
             model=folder, roles=roles, dtype="fp32", device="cpu", threads=1, pack=False, transfer=transfer,
             kv_bytes=6_000_000, pool_bytes=60_000, token_budget=64, pace=pace, pace_positions=pace_positions,
+            policy=policy, instances=instances, slo=slo, min_instances=limits[0], max_instances=limits[1],
+            record=str(record) if record else "",
         )  # fmt: skip
         self.roles = options.layout
         self.generator: EngineGenerator = build_generator(options, self.failures.append, hosts=hosts, listen=listen)

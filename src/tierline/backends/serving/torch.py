@@ -32,7 +32,7 @@ from tierline.core.instance_events import (
     RequestQueued,
     RolesSet,
 )
-from tierline.core.request import Picture
+from tierline.core.request import ALL_ROLES, Picture
 from tierline.core.serving_actions import (
     Answer,
     AskPixels,
@@ -42,6 +42,8 @@ from tierline.core.serving_actions import (
     NotifyLost,
     QueueAttempt,
     SetRoles,
+    StartInstance,
+    StopInstance,
 )
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
 from tierline.engine import wire
@@ -122,6 +124,10 @@ class TorchInstances:
         self._processes: dict[str, _Process] = {}
         self._closing = False
         self._generation = dict.fromkeys(templates, 0)
+        self._templates = dict(templates)
+        self._retired: set[str] = (
+            set()
+        )  # slots whose instance was told to end; none takes its place until one is asked for
         self._proven: set[str] = set()  # slots that were ready once, so their settings can be used
         self._met: set[tuple[str, str]] = set()  # pairs of instances that know each other
         self._reader = threading.Thread(target=self._read, name="instances", daemon=True)
@@ -196,7 +202,10 @@ class TorchInstances:
             sweep(self._folders.shm, set(self._processes))
             how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"
             reason = f"its process ended with {how}" + (f": {ended.said}" if ended.said else "")
-            self._clock.post(InstanceLost(ended.name, reason))
+            retired = process.slot in self._retired
+            self._clock.post(InstanceLost(ended.name, "it was told to end" if retired else reason))
+            if retired:
+                return
             hopeless = ended.status == CANNOT_START and process.slot not in self._proven
         if hopeless:
             self._on_failed_start(ended.said)
@@ -259,6 +268,31 @@ class TorchInstances:
                 self._send(action.instance, RolesSet(action.roles))
             case NotifyLost():
                 self._send(action.instance, PeerLost(action.lost))
+            case StartInstance():
+                self._start_one()
+            case StopInstance():
+                self._stop_one(action.instance)
+
+    def _start_one(self) -> None:
+        """In a slot whose instance was told to end and has, or in a new one, set up as the first."""
+        with self._lock:
+            busy = {process.slot for process in self._processes.values()}
+            free = [slot for slot in self._retired if slot not in busy]
+            slot = min(free, default=f"i{len(self._templates)}")
+            if slot not in self._templates:
+                first = next(iter(self._templates))
+                self._templates[slot] = replace(self._templates[first], name=slot, roles=ALL_ROLES)
+                self._generation[slot], self._hosts[slot] = 0, self._hosts[first]
+            self._retired.discard(slot)
+            template = self._templates[slot]
+        self._start(slot, template, FIRST_PAUSE_S)
+
+    def _stop_one(self, name: str) -> None:
+        with self._lock:
+            process = self._processes.get(name)
+            if process is not None:
+                self._retired.add(process.slot)
+        self._send(name, wire.Stop())
 
     def _encode(self, action: EncodeOn) -> None:
         frames: list[bytes] = []
