@@ -47,13 +47,14 @@ HEADLINES = ("goodput_per_s", "attainment", "requests_per_s", "output_tokens_per
 @dataclass(frozen=True, slots=True)
 class ServingSetup:
     """What presets share. `times`: as `perf.device_times.stage_times` takes it (`h100:Qwen2.5-VL-7B`, FILE.toml,
-    `tables:FOLDER:…`). `token_budget` 0 = the preset's. `kills`: scripted deaths."""
+    `tables:FOLDER:…`). `token_budget` 0 = the preset's. `block_tokens`: four times a live engine's; that is finer than any
+    prefix that is worth a hit, and blocks are a good part of what a simulated request costs. `kills`: scripted deaths."""
 
     times: str = "h100:Qwen2.5-VL-7B"
     instances: int = 8
     slo: Slo = field(default_factory=Slo)
     token_budget: int = 0
-    block_tokens: int = 16
+    block_tokens: int = 64
     cpu_workers: int = 16
     latency_ns: int = NS_PER_S // 5000
     start_ns: int = 10 * NS_PER_S

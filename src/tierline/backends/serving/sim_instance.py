@@ -54,6 +54,7 @@ from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
 STATUS_NS = 100_000_000  # as a live instance does
+NEVER = 1 << 62
 
 EncoderKind = Literal["overlapped", "inline", "blocking"]
 
@@ -120,7 +121,8 @@ class SimInstance:
         self._options = options
         self._outside = outside
         self._timer = IterationTimer(times)
-        self._version = 0
+        self._version = 0  # of the last time that was asked for
+        self._wake_ns = NEVER  # that time
         self._lost: set[str] = set()
         # iterations
         self._step: RunStep | None = None  # that is under way, or waits for the encoder
@@ -142,6 +144,7 @@ class SimInstance:
         self._turn = 0  # images encoded since the last iteration
         # what is told
         self._status: TellStatus | None = None
+        self._unsaid = True  # something has happened since
         self._status_ns = 0
         self._progress_ns = 0
 
@@ -165,6 +168,7 @@ class SimInstance:
         """The time has come that was asked for, unless another was asked for since."""
         if version != self._version or not self.alive:
             return
+        self._wake_ns = NEVER
         if self._encode is not None and self._encode.end_ns <= now_ns:
             self._encoded(now_ns)
         if self._step is not None and self._count and self._step_end_ns() <= now_ns:
@@ -180,6 +184,7 @@ class SimInstance:
     # --- the scheduler
 
     def _handle(self, now_ns: int, event: InstanceEvent) -> None:
+        self._unsaid = True
         waiting = self._step if not self._count else None
         for action in self._scheduler.handle(now_ns, event):
             self._execute(now_ns, action)
@@ -235,16 +240,16 @@ class SimInstance:
             self._begin_step(now_ns, step)
         if step is None:
             self._tell_status(now_ns)
-        ends = []
-        if self._encode is not None:
-            ends.append(self._encode.end_ns)
+        at_ns = self._encode.end_ns if self._encode is not None else NEVER
         if self._step is not None and self._count:
-            ends.append(self._step_end_ns())
-        if not ends and self._status_due():
-            ends.append(max(now_ns, self._status_ns + STATUS_NS))
-        self._version += 1
-        if ends:
-            self._outside.wake(self, min(ends), self._version)
+            at_ns = min(at_ns, self._step_end_ns())
+        if at_ns == NEVER and self._unsaid:
+            at_ns = max(now_ns, self._status_ns + STATUS_NS)
+        if at_ns != self._wake_ns:
+            self._version += 1
+            self._wake_ns = at_ns
+            if at_ns != NEVER:
+                self._outside.wake(self, at_ns, self._version)
 
     def _decided(self, step: RunStep) -> None:
         """An iteration waits to be begun. One of its sequences may go before that; it is computed all the same."""
@@ -369,6 +374,8 @@ class SimInstance:
     # --- what is told now and then
 
     def _tell_status(self, now_ns: int) -> None:
+        if not self._unsaid:
+            return
         if now_ns - self._progress_ns >= self._options.progress_ns:
             self._tell_progress(now_ns)
         if now_ns - self._status_ns >= STATUS_NS:
@@ -377,14 +384,12 @@ class SimInstance:
                 self._outside.tell(self, now_ns, status)
                 self._status = status
             self._status_ns = now_ns
+            self._unsaid = False
 
     def _tell_progress(self, now_ns: int) -> None:
         self._progress_ns = now_ns
         for action in self._scheduler.tell_progress():
             self._execute(now_ns, action)
-
-    def _status_due(self) -> bool:
-        return self._status != self._scheduler.status()
 
     def status(self) -> TellStatus:
         """Its counters as they are."""
