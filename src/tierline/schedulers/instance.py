@@ -278,6 +278,8 @@ class InstanceScheduler:
         if self._together:
             assert self._lockstep is not None
             full = self._lockstep.end(event.count)
+            if not (full or sampled or chunks):
+                return
             ended = {each.request_id: each for each in full}
             for name in sampled:
                 if member := self._lockstep.members.get(name):
@@ -291,7 +293,9 @@ class InstanceScheduler:
                 sampled.setdefault(chunk.request_id, token)
                 if sequence := self._state.sequences.get(chunk.request_id):
                     ends.append((sequence.seat, chunk))
-            for _, one in sorted(ends, key=itemgetter(0)) if len(ends) > 1 else ends:
+            if len(ends) > 1:
+                ends.sort(key=itemgetter(0))
+            for _, one in ends:
                 if isinstance(one, Chunk):
                     self._computed(one, sampled)
                     continue
@@ -405,9 +409,7 @@ class InstanceScheduler:
             if self._awaits_batch:
                 self._shown(Role.DECODE)
             context = lockstep.context
-            quiet = (
-                not self._chunks and self._nobody_may_come and not any(each.ready_tokens for each in view.begun)
-            )
+            quiet = not self._chunks and self._nobody_may_come and not any(each.ready_tokens for each in view.begun)
             most = lockstep.most() if quiet else 1
             self._again = quiet and shares == (EVERY_DECODE,)
         state.out.append(

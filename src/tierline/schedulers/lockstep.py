@@ -81,7 +81,9 @@ class Lockstep:
 
     def may_run(self, others: int) -> bool:
         """Whether there are blocks for another iteration of all, and of `others` decodes beside them."""
-        return len(self._growing.get(self.iterations, ())) + others <= self._state.kv.free
+        growing = self._growing.get(self.iterations)
+        more = others if growing is None else others + len(growing)
+        return not more or more <= self._state.kv.free
 
     def begin(self) -> None:
         """Give out the blocks that the next iteration needs."""
@@ -100,17 +102,20 @@ class Lockstep:
     def most(self) -> int:
         """So many iterations, the next one included, can be run before one of them needs a decision: each has blocks, and
         nobody's answer is full before the last. `begin` has given the blocks of the first."""
-        while self._full and self._next_full() is None:
-            heapq.heappop(self._full)
-        until = self._full[0][0] - self.iterations if self._full else 1
-        rounds = self._state.kv.free // max(1, len(self.members))
+        full = self._full
+        while full and self._next_full() is None:
+            heapq.heappop(full)
+        until = full[0][0] - self.iterations if full else 1
+        rounds = self._state.kv.free // (len(self.members) or 1)
         return max(1, min(until, 1 + rounds * self._state.limits.block_tokens))
 
     def end(self, steps: int) -> list[Sequence]:
         """`steps` iterations have been run; returns those whose answer is full, in order of seats."""
+        growing = self._growing
         for _ in range(steps - 1):
             self.iterations += 1
-            self.begin()
+            if self.iterations in growing:
+                self.begin()
         self.iterations += 1
         self.context += steps * len(self.members)
         ended: list[Sequence] = []

@@ -127,6 +127,7 @@ class SimInstance:
         # iterations
         self._step: RunStep | None = None  # that is under way, or waits for the encoder
         self._count = 0  # iterations of it that are being run; 0 = it waits
+        self._end_ns = 0  # when they end, if nothing slows them
         self._alone = False  # something was said while it waited: no other iteration may follow it unasked
         self._shape = BatchShape()
         self._tokens = 0
@@ -269,13 +270,16 @@ class SimInstance:
             else:
                 prompts.append((chunk.tokens, chunk.first))
         self._shape = BatchShape(tuple(prompts), decodes, context)
-        self._tokens = decodes + sum(new for new, _ in prompts)
+        self._tokens = decodes
+        for new, _ in prompts:
+            self._tokens += new
 
     def _begin_step(self, now_ns: int, step: RunStep) -> None:
         """The iteration begins; where nothing will disturb it, those after it as well."""
         self._timer.start(now_ns, self._shape)
         self._begun_ns, self._turn, self._disturbed = now_ns, 0, None
         self._count = 1
+        self._end_ns = self._timer.end_ns()
         if self._encode is not None:
             self._disturb(now_ns)
         elif step.most > 1 and not self._image and not self._alone:
@@ -285,10 +289,12 @@ class SimInstance:
             most = min(step.most, ends[0][0] - self._ran) if ends else step.most
             if most > 1:
                 told = min(self._status_ns + STATUS_NS, self._progress_ns + self._options.progress_ns)
-                self._count = min(most, self._timer.until(told - 1, most) + 1)
+                if self._end_ns < told:
+                    self._count = min(most, self._timer.until(told - 1, most) + 1)
+                    self._end_ns = self._timer.end_ns(self._count)
 
     def _step_end_ns(self) -> int:
-        return self._timer.end_ns(self._count) if self._disturbed is None else self._disturbed.end_ns
+        return self._end_ns if self._disturbed is None else self._disturbed.end_ns
 
     def _interrupt(self, now_ns: int) -> None:
         """Something will be said to the scheduler: iterations of a leap that are over have ended, and one is under way."""
@@ -301,6 +307,7 @@ class SimInstance:
             assert self._step is not None
             self._begin_step(at_ns, self._step)
         self._count = 1
+        self._end_ns = self._timer.end_ns()
 
     def _stepped(self, now_ns: int, count: int) -> None:
         step = self._step
@@ -357,7 +364,7 @@ class SimInstance:
         assert self._encode is not None
         slowdown = self._options.overlap.slowdown(self._tokens)
         if self._disturbed is None:
-            self._disturbed = Work(self._timer.end_ns() - now_ns, now_ns)
+            self._disturbed = Work(self._end_ns - now_ns, now_ns)
         self._disturbed.change(now_ns, slowdown)
         self._encode.change(now_ns, slowdown)
 
