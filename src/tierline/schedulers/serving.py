@@ -93,7 +93,7 @@ class ServingScheduler:
         self._rates = StageRates.of(times) if times is not None else StageRates()
         self._fleet = Fleet(routing, self._out, self._rates, strict=self.elasticity.strict)
         self._images = ImageDispatch(self._fleet, self._live)
-        self._line = WaitingLine(lambda live: routing.order(live.view(), self._fleet.now_ns))
+        self._line = WaitingLine(lambda view: routing.order(view, self._fleet.now_ns))
         self._elastic = Elastic(self.elasticity, self._fleet, self._line, self._slo, self._out, self.counts)
         self._groups = dict(groups or {})
         self._attempts = 0
@@ -194,7 +194,13 @@ class ServingScheduler:
         live.predict(self._rates)
         self._live[live.request_id] = live
         self._elastic.arrived(live)
-        self._dispatch(live, "new")
+        if self._line.count(live.modality):  # nobody passes those who wait, but in their order
+            self._line.add(live)
+            self._elastic.pressed()
+            if self._line.first(()) is live:
+                self._place_waiting()
+        else:
+            self._dispatch(live, "new")
 
     def _tick(self, now_ns: int) -> None:
         self._line.reorder()

@@ -42,7 +42,8 @@ from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_queue import WaitingLine
 from tierline.schedulers.serving_state import Live, Server
 
-SAMPLE = 16  # requests of an instance or a line that policies see one by one
+SAMPLE = 16  # requests of an instance or a line that policies see one by one,
+SAMPLED = 192  # and of all instances together, though two of each at least
 TPOT_WEIGHT = 1 / 64  # of an answer that has ended, in the mean
 REMEMBERED = 64  # decisions, for people
 
@@ -174,8 +175,11 @@ class Elastic:
             self._starting.popleft()
         if not self.fleet.servers and not self.options.max_instances:
             return
+        view = None
         for policy in self.options.policies:
-            yield from policy.propose(self.view(now_ns))
+            if view is None or self._touched:
+                view = self.view(now_ns)
+            yield from policy.propose(view)
 
     def apply(self, proposal: Proposal) -> bool:
         """Do it if it may be done; whether anything has changed."""
@@ -299,9 +303,11 @@ class Elastic:
 
     def view(self, now_ns: int) -> FleetView:
         """O(instances): of requests a sample."""
+        servers = [each for each in self.fleet.servers.values() if not each.leaving]
+        sample = max(2, min(SAMPLE, SAMPLED // max(1, len(servers))))
         return FleetView(
             now_ns=now_ns,
-            members=tuple(self._member(now_ns, each) for each in self.fleet.servers.values() if not each.leaving),
+            members=tuple(self._member(now_ns, each, sample) for each in servers),
             text=self._demand(now_ns, "text"),
             multimodal=self._demand(now_ns, "multimodal"),
             slo=self.slo,
@@ -324,7 +330,7 @@ class Elastic:
             queue=tuple(_prompt(live, now_ns) for live in islice(self.line.waiting(modality), SAMPLE)),
         )
 
-    def _member(self, now_ns: int, server: Server) -> MemberView:
+    def _member(self, now_ns: int, server: Server, sample: int) -> MemberView:
         status = server.status
         return MemberView(
             name=server.name,
@@ -342,10 +348,10 @@ class Elastic:
             decode_s=self.fleet.rates.decode_s(server.decoding, server.context_tokens),
             free_blocks=status.free_blocks if status else 0,
             total_blocks=status.total_blocks if status else 0,
-            queue=tuple(_prompt(live, now_ns) for live in islice(server.prompts.values(), SAMPLE)),
+            queue=tuple(_prompt(live, now_ns) for live in islice(server.prompts.values(), sample)),
             decodes=tuple(
                 DecodeView(live.request_id, live.positions, len(live.told), self.history.remaining(len(live.told)))
-                for live in islice(server.decodes.values(), SAMPLE)
+                for live in islice(server.decodes.values(), sample)
             ),
         )
 

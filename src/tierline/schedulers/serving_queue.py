@@ -5,18 +5,18 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Container, Iterator
 
-from tierline.core.routing_view import MODALITIES, Modality
+from tierline.core.routing_view import MODALITIES, Modality, RequestView
 from tierline.schedulers.serving_state import Live
 
 Key = tuple[float, ...]
-Entry = tuple[Key, int, Live]
+Entry = tuple[Key, int, Live, RequestView]
 
 
 class WaitingLine:
     """One line a modality, so that a crowd of one for which there is no room hides nobody of the other. `order`: the policy's
     key of a request now. Keys are looked up when one comes, and again when it is first; `reorder` does all."""
 
-    def __init__(self, order: Callable[[Live], Key]) -> None:
+    def __init__(self, order: Callable[[RequestView], Key]) -> None:
         self._order = order
         self._lines: dict[Modality, list[Entry]] = {modality: [] for modality in MODALITIES}
         self._entries: dict[str, Entry] = {}
@@ -34,11 +34,12 @@ class WaitingLine:
 
     def waiting(self, modality: Modality) -> Iterator[Live]:
         """In order."""
-        return (live for _, _, live in self._lines[modality])
+        return (entry[2] for entry in self._lines[modality])
 
     def add(self, live: Live) -> None:
         self._count += 1
-        self._insert(live, (self._order(live), self._count, live))
+        view = live.view()  # of what does not change while it waits
+        self._insert(live, (self._order(view), self._count, live, view))
         self.prefill_s[live.modality] += live.prefill_s + live.encode_s
 
     def remove(self, live: Live) -> None:
@@ -57,7 +58,7 @@ class WaitingLine:
 
     def reorder(self) -> None:
         for modality, line in self._lines.items():
-            entries: list[Entry] = [(self._order(live), place, live) for _, place, live in line]
+            entries: list[Entry] = [(self._order(view), place, live, view) for _, place, live, view in line]
             entries.sort(key=_place)
             self._lines[modality] = entries
             self._entries.update((entry[2].request_id, entry) for entry in entries)
@@ -66,12 +67,12 @@ class WaitingLine:
         """Its key may have grown since it came, as that of one who is too late now: then another is first."""
         line = self._lines[modality]
         while line:
-            key, place, live = line[0]
-            now = self._order(live)
+            key, place, live, view = line[0]
+            now = self._order(view)
             if now <= key:
                 return line[0]
             del line[0]
-            self._insert(live, (now, place, live))
+            self._insert(live, (now, place, live, view))
         return None
 
     def _insert(self, live: Live, entry: Entry) -> None:

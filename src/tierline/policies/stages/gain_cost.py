@@ -54,9 +54,10 @@ def slowdown(decodes: DecodesOf, devices: int, fewer: int, horizon_s: float, rat
 
 @dataclass(slots=True)
 class GainCost:
-    """Idea: prefill takes an instance from decode where `Gain > (1 + hysteresis) Cost`; decode takes one from prefill by the
-    mirror image of the same test when its TPOT or its KV crosses a threshold; idle instances go first. Encode is scaled like
-    prefill where it is apart. A modality weighs its own group first, then the other's instance that is hurt least.
+    """Idea: prefill takes an instance from decode where `Gain > (1 + hysteresis) Cost`, `Cost = sum_{r on e} M(r) /
+    r.remaining + w sum_{r in B_d} H dTPOT(r) / TPOT(r) / r.remaining`; decode takes one from prefill by the mirror image of
+    the same test when its TPOT or its KV crosses a threshold; idle instances go first. Encode is scaled like prefill where
+    it is apart. A modality weighs its own group first, then the other's instance that is hurt least.
 
     Source: ElasticMM (NeurIPS 2025), section 3.2, equations 2 and 3, with the units mended (design, "Definitions").
     Inputs: samples of prompts and decodes, predicted times, TPOT promised. Memory: none. Cost: instances x sample.
@@ -100,7 +101,8 @@ class GainCost:
         if not prompts or not takers or len(part.decoders) < 2:
             return None
         decodes, devices = sampled_decodes(part.decoders), len(part.decoders)
-        costs = {each.name: self._cost(each, decodes, devices) for each in takers}
+        slower = self.w * slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
+        costs = {each.name: moving_cost(sampled_decodes((each,)), self.rates) + slower for each in takers}
         member = min(takers, key=lambda each: (costs[each.name], each.name))
         before = [self._speed(view, each) for each in part.members]
         after = [1.0 if each is member else self._speed(view, each) for each in part.members]
@@ -163,7 +165,11 @@ class GainCost:
             return ()
         speeds = [self._speed(view, each) for each in part.members]
         gain = prompts_gain(prompts, speeds, [*speeds, 1.0])
-        theirs, decodes = sampled_prompts(other), sampled_decodes(other.decoders)
+        slower = 0.0
+        if len(other.decoders) > 1:
+            devices, decodes = len(other.decoders), sampled_decodes(other.decoders)
+            slower = self.w * slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
+        theirs = sampled_prompts(other)
         costs: dict[str, float] = {}
         for each in other.members:
             alone = (each in other.prefillers and len(other.prefillers) < 2) or (
@@ -175,7 +181,7 @@ class GainCost:
             after = [0.0 if one is each else speed for one, speed in zip(other.members, before, strict=True)]
             costs[each.name] = self.w * prompts_gain(theirs, after, before)
             if each in other.decoders:
-                costs[each.name] += self._cost(each, decodes, len(other.decoders))
+                costs[each.name] += moving_cost(sampled_decodes((each,)), self.rates) + slower
         if not costs:
             return ()
         name = min(costs, key=lambda each: (costs[each], each))
@@ -196,8 +202,3 @@ class GainCost:
         if Role.PREFILL not in member.roles:
             return 0.0
         return max(LEAST_SPEED, 1 - member.decode_s / (view.slo.tpot_ns / 1e9))
-
-    def _cost(self, member: MemberView, decodes: DecodesOf, devices: int) -> float:
-        """`Cost = [sum_{r on e} M(r)] / r.remaining + w sum_{r in B_d} H dTPOT(r) / TPOT(r) / r.remaining`."""
-        slower = slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
-        return moving_cost(sampled_decodes((member,)), self.rates) + self.w * slower
