@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from tierline.core.errors import InvalidInput
 from tierline.core.instance_actions import RunStep, Tell, TellTokens
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -22,13 +24,19 @@ from tierline.core.instance_events import (
     RoundArrived,
 )
 from tierline.core.request import Picture, Request, Sampling, TokenLogprob
+from tierline.core.slo import Slo
 from tierline.core.stage_times import BatchShape
+from tierline.deployment import DeploymentOptions
+from tierline.deployment import times_of as times_of_deployment
+from tierline.engine.build import limits_of
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.instance import Instance, Payload
+from tierline.engine.model import read_config
 from tierline.engine.pace import LATE_NS, PacedDevice, PacedPort, shape_of
 from tierline.engine.runner import Sampled
+from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_sharing import Overlap
-from tierline.perf.device_times import times_of
+from tierline.perf.device_times import stage_times, times_of
 from tierline.perf.serving_profile import (
     FORMAT,
     Advice,
@@ -40,7 +48,9 @@ from tierline.perf.serving_profile import (
     ServingProfile,
     Transfer,
 )
+from tierline.perf.stage_time_online import OnlineTimes
 from tierline.policies.batching import make_batching
+from tierline.policies.batching.slo_chunk import SloChunk
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
 from tierline.testing.daemon import wait_until
@@ -202,6 +212,22 @@ def test_after_a_pause_nothing_is_made_good() -> None:
     assert me.wait_ns() == 13 * MS
 
 
+def test_an_instance_learns_how_long_its_iterations_take() -> None:
+    """The profile says 11 ms for what this runner does in no time: predictions fall, and the policy asks them again."""
+    scheduler = InstanceScheduler("i0", InstanceLimits(blocks=200, context_tokens=2000), make_batching("sarathi"))
+    engine: Any = Runner()
+    nothing: Any = None
+    learnt = OnlineTimes(TIMES)
+    me = Instance("i0", scheduler, engine, nothing, nothing, {}, Port(), None, learnt)
+    policy = SloChunk(learnt, Slo(tpot_ns=40 * MS), least_tokens=16)
+    assert policy._bearable(1, 10, 0, 512) == 16, "32 beside four decodes take 46 ms"
+    me.deliver(ask("a", output=500))
+    while me.has_step:
+        me.step()
+    assert learnt.iteration_s(BatchShape(decodes=1, decode_context=10)) < 0.5 * 0.011 and learnt.version > 0
+    assert policy._bearable(1, 10, 0, 512) > 16
+
+
 def test_the_shape_of_an_iteration() -> None:
     hand = Hand()
     me, _, _, _ = paced(hand)
@@ -332,3 +358,34 @@ def test_payloads_leave_when_they_would_be_through() -> None:
     assert port.sent[-1] == ("i2", image) and paced_port.left_ns() is None
     paced_port.tell(TellTokens("r", 0, (1,)), ())
     assert port.told == [TellTokens("r", 0, (1,))]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"pace": "h10:Qwen2.5-VL-7B"}, "unknown device 'h10'"),
+        ({"pace": "h100:Qwen9"}, "unknown model 'Qwen9'"),
+        ({"pace": "nowhere.toml"}, "there is no such file"),
+        ({"pace": "h100:Qwen2.5-VL-7B", "pace_positions": 0}, "0 positions for one"),
+        ({"pace": "h100:Qwen2.5-VL-7B", "pace_stretch": 0.0}, "stretched by 0.0"),
+        ({"pace_positions": 2}, "--pace DEVICE:MODEL is needed"),
+        ({"profile": "h100:Qwen2.5-VL-7B"}, "of model 'Qwen2.5-VL-7B', and model 'tiny-vlm' is used"),
+    ],
+)
+def test_what_cannot_be_played(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
+        times_of_deployment(DeploymentOptions(**options))
+
+
+def test_limits_are_those_of_what_is_played() -> None:
+    config = read_config("tiny-vlm")
+    settings = InstanceSettings("i0", "tiny-vlm", "", "", "", "", pace="h100:LLaVA-1.5-7B", pace_positions=4)
+    limits = limits_of(settings, config, torch.bfloat16, torch.device("cpu"))
+    times = stage_times("h100:LLaVA-1.5-7B")
+    assert limits.blocks == times.kv_tokens // 4 // 16 and limits.token_budget == 2048 // 4
+    # As many positions of images as fit into the image cache there, each of ours standing for four.
+    ours = 2 * config.get_text_config().hidden_size
+    assert limits.pool_bytes // ours == settings.pool_bytes // times.embedding_token_bytes // 4

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from tierline.core.errors import InvalidInput
-from tierline.core.stage_times import StageTimes
 from tierline.engine import model as models
 from tierline.engine.arena import KvArena
 from tierline.engine.cuda_graphs import DecodeGraphs
@@ -21,6 +20,7 @@ from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_times import stage_times
+from tierline.perf.stage_time_online import OnlineTimes
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
@@ -59,8 +59,8 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     if graphs:
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     pace, times = None, paced_times(settings)
-    known = times if times is not None or not settings.profile else _profiled(settings)
-    policy = make_batching(settings.batching, settings.batching_options, known, settings.slo)
+    observed = None if times is not None or not settings.profile else _profiled(settings)
+    policy = make_batching(settings.batching, settings.batching_options, times or observed, settings.slo)
     scheduler = InstanceScheduler(settings.name, limits, policy, settings.roles)
     if times is not None:
         if family.takes_images:
@@ -68,13 +68,13 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         pace = PacedDevice(times)
         port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
     lane = EncoderLane(family, wake, pace)
-    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace)
+    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed)
     return Built(instance, scheduler, family, arena, limits, weights)
 
 
-def _profiled(settings: InstanceSettings) -> StageTimes:
-    """Raises `InvalidInput` where the profile is of another device."""
-    return stage_times(settings.profile, device=device_label(settings.device))
+def _profiled(settings: InstanceSettings) -> OnlineTimes:
+    """Times of the profile, which the instance fits anew as it runs. Raises `InvalidInput` where it is of another device."""
+    return OnlineTimes(stage_times(settings.profile, device=device_label(settings.device)))
 
 
 def device_label(device: str) -> str:

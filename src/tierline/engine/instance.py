@@ -46,11 +46,13 @@ from tierline.core.instance_events import (
     RoundTaken,
     StepEnded,
 )
+from tierline.core.nouns import NS_PER_S
 from tierline.core.request import Picture, TokenLogprob
 from tierline.engine.arena import KvArena
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.pace import PacedDevice, PacedPort, shape_of
 from tierline.engine.runner import ModelRunner, Sampled
+from tierline.perf.stage_time_online import OnlineTimes
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
@@ -71,7 +73,8 @@ class Port(Protocol):
 
 class Instance:
     """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads. `pace`: of the
-    device that is played; an iteration that is done before its time is held until then."""
+    device that is played; an iteration that is done before its time is held until then. `observed`: times that learn how long
+    iterations take here."""
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Instance:
         embeddings: dict[str, torch.Tensor],
         port: Port,
         pace: PacedDevice | None = None,
+        observed: OnlineTimes | None = None,
     ) -> None:
         self.name = name
         self._scheduler = scheduler
@@ -96,6 +100,8 @@ class Instance:
         self._due: RunStep | None = None
         self._logprobs: Mapping[str, TokenLogprob] = {}
         self._pace = pace
+        self._observed = observed if pace is None else None
+        self._begun_ns = 0
         self._held: tuple[RunStep, Sequence[Sampled]] | None = None  # computed, and its time is not over yet
         self._follows = False  # the iteration that is due came at once after the one before
 
@@ -149,6 +155,7 @@ class Instance:
         """Run the iteration that is due, if one is; end it when its time is over."""
         if self._held is None and self._due is not None:
             step, self._due = self._due, None
+            self._begun_ns = time.perf_counter_ns()
             if self._pace is not None:
                 self._pace.begin(shape_of(step), self._follows)
             self._held = step, self._runner.run(step) if step.chunks else ()
@@ -162,6 +169,8 @@ class Instance:
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
         self._follows = self._due is not None
+        if self._observed is not None and step.chunks:
+            self._observed.observe(shape_of(step), (time.perf_counter_ns() - self._begun_ns) / NS_PER_S)
 
     def close(self) -> None:
         if self._pace is not None:

@@ -21,6 +21,7 @@ PRIOR_VARIANCE = 0.25  # of a factor, around 1
 DRIFT_VARIANCE = 1e-5  # that an iteration adds: some hundreds of them are remembered
 NOISE_VARIANCE, NOISE_LEAST, NOISE_MEMORY = 0.01, 1e-4, 0.02
 CLIP = 3.0
+NEWS = 0.05  # by which a factor has to have changed for `version` to
 
 
 class PartedTimes(StageTimes, Protocol):
@@ -35,7 +36,8 @@ class PartedTimes(StageTimes, Protocol):
 
 
 class OnlineTimes:
-    """`core.stage_times.StageTimes` over others; `observe` changes what it predicts from then on."""
+    """`core.stage_times.StageTimes` over others; `observe` changes what it predicts from then on. `version` rises when that
+    has changed enough to matter, so that whoever keeps answers knows when to ask again."""
 
     def __init__(self, times: PartedTimes) -> None:
         self._times = times
@@ -44,6 +46,8 @@ class OnlineTimes:
         self._variance: NDArray[np.float64] = np.eye(count) * PRIOR_VARIANCE
         self._noise = NOISE_VARIANCE
         self._as_list = [1.0] * count
+        self._told = self._factors
+        self.version = 0
 
     # --- what was seen
 
@@ -73,6 +77,9 @@ class OnlineTimes:
         if most > PRIOR_VARIANCE:  # what is never seen must not become ever less certain
             self._variance *= PRIOR_VARIANCE / most
         self._as_list = self._factors.tolist()
+        if np.max(np.abs(self._factors / self._told - 1.0)) > NEWS:
+            self._told = self._factors
+            self.version += 1
 
     # --- sizes
 

@@ -9,6 +9,7 @@ from tierline.core.batch_view import EVERY_DECODE, BatchView, SequenceView, Shar
 from tierline.core.slo import Slo
 from tierline.core.stage_times import BatchShape, StageTimes
 from tierline.perf.serving_demand import StageRates
+from tierline.perf.stage_time_online import OnlineTimes
 from tierline.policies.deadlines import place
 
 DECODES_STEP = (
@@ -26,8 +27,8 @@ class SloChunk:
     again.
 
     Source: Sarathi-Serve (OSDI 2024) for chunks; FlowPrefill (2602.16603) for deadlines and slack.
-    Inputs: begun and waiting prompts, decodes in sum, budget, free blocks, predicted times. Memory: answers of `times`, which
-    do not change. Cost: one sort of the begun and the viewed waiting.
+    Inputs: begun and waiting prompts, decodes in sum, budget, free blocks, predicted times. Memory: answers of `times`, until
+    these are fitted anew. Cost: one sort of the begun and the viewed waiting.
     `tpot_share`: of the TPOT promised an iteration may take so much. `least_tokens`: so many prompt tokens always go on, also
     when the decodes alone take too long. `chunk_tokens`: the chunk beside decodes where there are no `times`.
     """
@@ -43,6 +44,7 @@ class SloChunk:
     by_deadline: bool = True
     _rates: StageRates | None = None
     _allowed: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
+    _version: int = 0  # of `times`, that the above are from
 
     def compose(self, view: BatchView) -> tuple[Share, ...]:
         decodes, begun = view.decodes, view.begun
@@ -96,6 +98,8 @@ class SloChunk:
             return most
         if self.times is None:
             return self.chunk_tokens
+        if isinstance(self.times, OnlineTimes) and self.times.version != self._version:
+            self._version, self._allowed, self._rates = self.times.version, {}, None
         key = (-(-decodes // DECODES_STEP), -(-context_tokens // CONTEXT_STEP), -(-cached_tokens // CACHED_STEP), most)
         known = self._allowed.get(key)
         if known is None:
