@@ -111,6 +111,7 @@ class Scripted:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        await asyncio.sleep(0.01)  # connections just accepted begin: a task that never did would leave its socket open
         talks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in talks:
             task.cancel()

@@ -130,7 +130,7 @@ async def replay(
         shortened = sum(one is not other for one, other in zip(fitted, kept, strict=True))
         return sender.result(shortened)
     finally:
-        client.close()
+        await client.aclose()
 
 
 async def _tell(sender: _Sender, progress: Callable[[Progress], None]) -> None:
@@ -148,7 +148,6 @@ class _Sender:
         self._options = options
         self._requests = requests
         self._answers: list[Answer] = []
-        self._sends: set[asyncio.Future[None]] = set()
         self._ended = self._failed = 0
         self._room = asyncio.Event()
         self._zero_ns = 0
@@ -182,9 +181,7 @@ class _Sender:
             answer = Answer(due_ns, request.output_tokens, bool(request.images), request.stream, self._over)
             answer.sent_ns = time.monotonic_ns()
             self._answers.append(answer)
-            send = asyncio.ensure_future(self._client.send(message, answer, self._options.timeout_s))
-            self._sends.add(send)
-            send.add_done_callback(self._sends.discard)
+            self._client.send(message, answer, self._options.timeout_s)
         while self._ended < len(self._answers):
             self._room.clear()
             await self._room.wait()

@@ -85,17 +85,22 @@ class Client:
         kind = b"content-type: application/json\r\n" if body else b""
         return [head + kind + b"content-length: %d\r\n\r\n" % len(body), body]
 
-    async def send(self, message: list[bytes], sink: Sink, timeout_s: float) -> None:
-        """Send now and return; `sink` hears the rest. A kept connection that turns out to be closed is replaced once."""
+    def send(self, message: list[bytes], sink: Sink, timeout_s: float) -> None:
+        """Send now; `sink` hears the rest. A kept connection that turns out to be closed is replaced once."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and time.monotonic() - connection.idle_since_s < IDLE_S:
                 connection.ask(message, sink, timeout_s, kept=True)
                 return
             connection.close()
-        await self.send_anew(message, sink, timeout_s)
+        self.send_anew(message, sink, timeout_s)
 
-    async def send_anew(self, message: list[bytes], sink: Sink, timeout_s: float) -> None:
+    def send_anew(self, message: list[bytes], sink: Sink, timeout_s: float) -> None:
+        """The same over a new connection."""
+        self._tasks.add(task := asyncio.ensure_future(self._connect(message, sink, timeout_s)))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, message: list[bytes], sink: Sink, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(min(CONNECT_S, timeout_s)):
@@ -111,15 +116,20 @@ class Client:
     async def get(self, method: str, path: str, body: bytes = b"", timeout_s: float = 60.0) -> tuple[int, bytes]:
         """One whole answer: (status, body). Raises ConnectionError with a word for the reason."""
         whole = _Whole(asyncio.get_running_loop().create_future())
-        await self.send(self.message(method, path, body), whole, timeout_s)
+        self.send(self.message(method, path, body), whole, timeout_s)
         error = await whole.done
         if error:
             raise ConnectionError(error)
         return whole.status, bytes(whole.data)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
+        """Close every connection, also those being made."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in list(self._open):
             connection.close()
+        await asyncio.sleep(0)  # transports close in the loop's next turn
 
 
 class _Whole:
@@ -193,9 +203,7 @@ class _Connection(asyncio.Protocol):
         if self._retry and not by_us:
             sink, self._sink = self._sink, None
             self._stop_timer()
-            again = self._client.send_anew(self._message, sink, self._timeout_s)
-            self._client._tasks.add(task := asyncio.ensure_future(again))
-            task.add_done_callback(self._client._tasks.discard)
+            self._client.send_anew(self._message, sink, self._timeout_s)
             return
         self._end("broken")
 
