@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tierline.backends.serving.sim_device import IterationTimer
+from tierline.backends.serving.sim_messages import message_of, sender_of
 from tierline.backends.serving.sim_prompts import END, TOKEN
 from tierline.core.instance_actions import (
     AcceptMove,
@@ -33,20 +34,12 @@ from tierline.core.instance_events import (
     EmbeddingsArrived,
     EncodeAsked,
     EncodeEnded,
-    EncodeFailed,
     InstanceEvent,
-    MoveAccepted,
-    MoveCancelled,
-    MoveOffered,
-    MoveRefused,
-    MoveTaken,
     PeerLost,
     RoundArrived,
-    RoundTaken,
     StepEnded,
 )
 from tierline.core.nouns import NS_PER_S
-from tierline.core.request import Role
 from tierline.core.served_trace import TracedImage
 from tierline.core.stage_times import BatchShape, StageTimes
 from tierline.perf.device_sharing import Overlap, Work
@@ -155,7 +148,7 @@ class SimInstance:
         """A message has come. `pixels`: with the image that it asks to encode."""
         if isinstance(event, PeerLost):
             self._lost.add(event.peer)
-        elif self._lost and _sender(event) in self._lost:
+        elif self._lost and sender_of(event) in self._lost:
             return
         self._interrupt(now_ns)
         if isinstance(event, EncodeAsked) and pixels:
@@ -224,7 +217,7 @@ class SimInstance:
                 | ConfirmRound()
                 | ConfirmMove()
             ):
-                self._outside.send(self, now_ns, action.to, _message(action, self.name), 0)
+                self._outside.send(self, now_ns, action.to, message_of(action, self.name), 0)
             case DropEmbeddings() | ImportRound():
                 pass  # nothing is stored
             case _:
@@ -401,36 +394,3 @@ class SimInstance:
     def status(self) -> TellStatus:
         """Its counters as they are."""
         return self._scheduler.status()
-
-    @property
-    def roles(self) -> Role:
-        return self._scheduler.roles
-
-
-def _message(action: InstanceAction, source: str) -> InstanceEvent:
-    match action:
-        case SendEncodeFailure():
-            return EncodeFailed(action.content_hash, action.error)
-        case OfferMove():
-            return MoveOffered(action.request, source, action.tokens)
-        case AcceptMove():
-            return MoveAccepted(action.request_id, source, action.cached_tokens)
-        case RefuseMove():
-            return MoveRefused(action.request_id, source, action.reason)
-        case CancelMove():
-            return MoveCancelled(action.request_id, source)
-        case ConfirmRound():
-            return RoundTaken(action.request_id, source, action.until)
-        case ConfirmMove():
-            return MoveTaken(action.request_id, source)
-    raise AssertionError(f"{type(action).__name__} is not for a peer")
-
-
-def _sender(event: InstanceEvent) -> str:
-    """The peer that a move's message is from; "" for others."""
-    match event:
-        case MoveOffered() | RoundArrived() | MoveCancelled():
-            return event.source
-        case MoveAccepted() | MoveRefused() | RoundTaken() | MoveTaken():
-            return event.peer
-    return ""
