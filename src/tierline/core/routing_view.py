@@ -47,7 +47,9 @@ class InstanceView:
     """One instance that may be chosen. `prefill_tokens`: prompt tokens sent there and not done; `decoding`: sequences past
     their prompt, those under way there included; `encoding`: images sent there and not done; `free_blocks` as last told.
     `prompts`: requests sent there whose prompt is not done; `prefill_s`, `encode_s`: predicted for what was sent there and is
-    not done, by itself; `context_tokens`: positions of its `decoding` sequences; `decode_s`: predicted iteration of these."""
+    not done, by itself; `context_tokens`: positions of its `decoding` sequences; `decode_s`: predicted iteration of these.
+    `barred`: of its `prompts`, those whose images are still under way; `barred_tokens`, `barred_s`: what these are of
+    `prefill_tokens` and `prefill_s`."""
 
     name: str
     roles: Role
@@ -62,6 +64,9 @@ class InstanceView:
     encode_s: float = 0.0
     context_tokens: int = 0
     decode_s: float = 0.0
+    barred: int = 0
+    barred_tokens: int = 0
+    barred_s: float = 0.0
 
     @property
     def idle(self) -> bool:

@@ -247,6 +247,7 @@ class ServingScheduler:
                     self._move_failed(live, message.to)
             case TellEmbeddings():
                 self._images.stored(server, message)
+                self._hear_of_room(server)
             case TellRoles():
                 if message.by_batch:
                     server.switches += 1

@@ -142,6 +142,7 @@ class ImageDispatch:
     def _board(self, live: Live, content_hash: str, to: str) -> None:
         self._flights[content_hash, to].requests.add(live.request_id)
         live.flights[content_hash, to] = None
+        self._fleet.servers[to].bar(live, True)
 
     def _land(self, content_hash: str, to: str) -> None:
         flight = self._flights.pop((content_hash, to), None)
@@ -151,7 +152,10 @@ class ImageDispatch:
         if not self._under_way[content_hash]:
             del self._under_way[content_hash]
         for request_id in sorted(flight.requests):
-            self._live[request_id].flights.pop((content_hash, to), None)
+            live = self._live[request_id]
+            live.flights.pop((content_hash, to), None)
+            if not live.flights and (receiver := self._fleet.servers.get(to)):
+                receiver.bar(live, False)
         if encoder := self._fleet.servers.get(flight.encoder):
             encoder.count_encode(-1, -flight.seconds)
 

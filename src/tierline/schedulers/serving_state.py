@@ -41,6 +41,7 @@ class Live:
     held: bool = False
     moving_to: str = ""
     news: int = 0  # of `moving_to`, when it was asked
+    barred: bool = False  # counted among those of its owner whose images are under way
     first_ns: int = 0  # when its first token was told
     image_tokens: int = 0
     prefix_keys: tuple[int, ...] | None = None
@@ -94,7 +95,7 @@ class Live:
 
     def end_attempt(self) -> None:
         self.attempt = self.owner = self.moving_to = ""
-        self.prefilled = self.held = False
+        self.prefilled = self.held = self.barred = False
         self.refused_by.clear()
         self.early.clear()
         self.before.clear()
@@ -120,6 +121,9 @@ class Server:
     encoding: int = 0
     encode_s: float = 0.0
     context_tokens: int = 0
+    barred: int = 0
+    barred_tokens: int = 0
+    barred_s: float = 0.0
     images: set[str] = field(default_factory=set)
     news: int = 0  # how often it has told that it may have room
     switches: int = 0  # role changes that a batch has confirmed
@@ -141,10 +145,21 @@ class Server:
         self._view = None
 
     def drop_prompt(self, live: Live) -> None:
+        self.bar(live, False)
         del self.prompts[live.request_id]
         self.prefill_tokens -= live.charged_tokens
         # Of sums of floats that come and go something would be left; an empty queue is empty.
         self.prefill_s = self.prefill_s - live.prefill_s if self.prompts else 0.0
+        self._view = None
+
+    def bar(self, live: Live, barred: bool) -> None:
+        """Images of a prompt there are under way, or no longer."""
+        if live.barred is barred or live.request_id not in self.prompts:
+            return
+        live.barred, sign = barred, 1 if barred else -1
+        self.barred += sign
+        self.barred_tokens += sign * live.charged_tokens
+        self.barred_s = self.barred_s + sign * live.prefill_s if self.barred else 0.0
         self._view = None
 
     def take_decode(self, live: Live) -> None:
@@ -195,5 +210,8 @@ class Server:
                 self.encode_s,
                 self.context_tokens,
                 self.rates.decode_s(len(self.decodes), self.context_tokens),
+                self.barred,
+                self.barred_tokens,
+                self.barred_s,
             )
         return self._view

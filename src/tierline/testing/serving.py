@@ -264,6 +264,9 @@ class RealServing:
             assert (server.prefill_tokens, server.decoding, server.encoding) == (
                 prompts[name], decoding[name], encoding[name],
             ), f"counters of {name}"  # fmt: skip
+            barred = [live for live in server.prompts.values() if live.flights]
+            expected = len(barred), sum(each.charged_tokens for each in barred)
+            assert (server.barred, server.barred_tokens) == expected, f"barred at {name}"
         for modality in MODALITIES if scheduler.elasticity.strict else ():
             members = scheduler._fleet.serving(modality)
             does = Role(0)

@@ -19,6 +19,7 @@ class Emp:
     Source: ElasticMM (NeurIPS 2025), section 3.2, request dispatching; LoongServe (SOSP 2024) for the bound.
     Inputs: group, prompt tokens, free blocks, decodes, encoder seconds. Memory: none. Cost: one pass over the instances.
     `aging_ns`: so long a wait is worth a step of priority. `block_tokens`: of the instances' KV blocks.
+    `most_barred`: prompts that an instance may have whose images are still being encoded.
     """
 
     late: ClassVar[bool] = True
@@ -26,6 +27,7 @@ class Emp:
     rates: StageRates = field(default_factory=StageRates)
     aging_ns: int = 1_000_000_000
     block_tokens: int = 16
+    most_barred: int = 16
     spill: bool = True
 
     def choose(self, stage: Role, instances: tuple[InstanceView, ...], request: RequestView, now_ns: int) -> str:
@@ -56,4 +58,7 @@ class Emp:
             needed = -(-(instance.prefill_tokens + request.prompt_tokens) // self.block_tokens)
             if needed > instance.free_blocks and instance.decoding:
                 return False
-        return not instance.prompts or instance.prefill_tokens + request.prompt_tokens <= self.rates.tipping_tokens
+        # Those whose images are still being encoded are not in the iteration: others use the time.
+        tokens = instance.prefill_tokens - instance.barred_tokens + request.prompt_tokens
+        ready = instance.prompts - instance.barred
+        return instance.barred < self.most_barred and (not ready or tokens <= self.rates.tipping_tokens)

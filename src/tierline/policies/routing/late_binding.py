@@ -22,9 +22,10 @@ class LateBinding:
     DualMap's routers.
     Inputs: predicted seconds, cached and embedded tokens, groups, free blocks. Memory: none. Cost: one pass.
     `ahead_s`: prompt seconds that an instance may have, what it computes included; `ahead_prompts` it may have in any case,
-    so that it is not idle while word of an end is under way. `cross_s`: how much later the first token may be before an
-    instance of the other group is taken. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`:
-    how far the encoder slows iterations of the same device down (0 = not at all).
+    so that it is not idle while word of an end is under way. `most_barred`: prompts that it may have whose images are still
+    being encoded; these do not count. `cross_s`: how much later the first token may be before an instance of the other
+    group is taken. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`: how far the encoder
+    slows iterations of the same device down (0 = not at all).
     """
 
     late: ClassVar[bool] = True
@@ -33,6 +34,7 @@ class LateBinding:
     slo: Slo = field(default_factory=Slo)
     ahead_s: float = 0.05
     ahead_prompts: int = 2
+    most_barred: int = 16
     cross_s: float = 0.05
     kv_share: float = 0.95
     overlap: float = 0.5
@@ -71,7 +73,8 @@ class LateBinding:
         best, least = WAIT, float("inf")
         for each in instances:
             queued_s = each.prefill_s
-            if each.prompts >= self.ahead_prompts and queued_s > self.ahead_s:
+            ready, ready_s = each.prompts - each.barred, queued_s - each.barred_s
+            if (ready >= self.ahead_prompts and ready_s > self.ahead_s) or each.barred >= self.most_barred:
                 continue
             if each.total_blocks and (each.decoding or each.prompts):
                 needed = (each.prefill_tokens + request.prompt_tokens) / self.block_tokens

@@ -36,10 +36,10 @@ class PrefixAffinity:
         best, least = instances[0].name, float("inf")
         for each in instances:
             # An iteration that decodes too is longer by that: a decode costs the prompts there its time, once an iteration.
-            load = each.prefill_s + each.encode_s + each.decode_s + request.prefill_s + request.encode_s
-            if hit := cached.get(each.name, 0):
+            load = each.prefill_s + each.encode_s + each.decode_s
+            if cached and (hit := cached.get(each.name, 0)):
                 load -= self.trust * (request.prefill_s - self.rates.prefill_s(request.prompt_tokens, hit))
-            if made := embedded.get(each.name, 0):
+            if embedded and (made := embedded.get(each.name, 0)):
                 load -= encode_token_s * made
             if load < least:
                 best, least = each.name, load
