@@ -111,13 +111,13 @@ class Scripted:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        await asyncio.sleep(0.01)  # connections just accepted begin: a task that never did would leave its socket open
+        await _turns()  # connections just accepted begin: a task that never did would leave its socket open
         talks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in talks:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
         await server.wait_closed()
-        await asyncio.sleep(0.01)  # the transports' own ends
+        await _turns()  # the transports' own ends
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -162,3 +162,9 @@ class Scripted:
         await asyncio.sleep(self.delay_s)
         self._waiting -= 1
         return self.chat(body)
+
+
+async def _turns(count: int = 20) -> None:
+    """So many turns of the event loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
