@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    state: Annotated[Path | None, typer.Argument(metavar="[STATE_DIR]", help="State folder of a daemon.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STATE_DIR|FILE]", help="State folder of a daemon, or a record of `serve --record`."),
+    ] = None,
     from_start: Annotated[
         bool, typer.Option("--from-start/--from-snapshot", help="From the first event, or from the newest snapshot.")
     ] = True,
@@ -23,8 +26,12 @@ def replay(
 ) -> None:
     """Feed a recorded run through the same scheduler and policy again; exit code 1 when it decides otherwise.
 
-    Works beside a running daemon. Example: `tierline replay ~/.local/state/tierline`
+    Works beside a running daemon. Example: `tierline replay ~/.local/state/tierline`, or `tierline replay run.jsonl` after
+    `tierline serve --policy adaptive --record run.jsonl`
     """
+    if state is not None and state.is_file():
+        _replay_serving(state, as_json)
+        return
     import msgspec
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -70,6 +77,23 @@ def replay(
             f"{result.events} events replayed, {result.differences} with other actions. First: {first.sentence()}"
         )
     if first is not None:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _replay_serving(path: Path, as_json: bool) -> None:
+    import msgspec
+
+    from tierline.deployment import build_recorded
+    from tierline.runtime.serving_record import replay_record
+
+    result = replay_record(path, build_recorded)
+    if as_json:
+        typer.echo(msgspec.json.encode({"record": str(path), **msgspec.to_builtins(result)}).decode())
+    elif not result.differences:
+        typer.echo(f"{result.events} events replayed, {result.actions} actions compared: no difference.")
+    else:
+        typer.echo(f"{result.events} events replayed, {result.differences} with other actions. First: {result.first}")
+    if result.differences:
         raise typer.Exit(EXIT_DIFFERENT)
 
 
