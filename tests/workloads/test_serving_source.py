@@ -40,6 +40,15 @@ def sources(tmp_path: Path) -> dict[str, str]:
     return found
 
 
+def test_a_mix_ends_for_all_its_sources_at_once(sources: dict[str, str]) -> None:
+    requests = load_served("synthetic?mm_share=0.1").requests
+    assert len(requests) == 1000
+    half = [bool(r.images) for r in requests if r.arrived_ns > requests[-1].arrived_ns / 2]
+    assert np.mean(half) == pytest.approx(0.1, abs=0.05)
+    with pytest.raises(InvalidInput, match="a mix needs an end: seconds or requests"):
+        load_served(f"mix?rate=5+{sources['azure']}+{sources['servegen']}")
+
+
 @pytest.mark.parametrize("name", SERVING_WORKLOADS)
 def test_every_source_keeps_the_contract(name: str, sources: dict[str, str]) -> None:
     source = f"{sources[name]}?rate=5&requests=300&repeat=0.2&context=2000"

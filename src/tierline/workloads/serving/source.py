@@ -27,7 +27,7 @@ from tierline.core.served_trace import ServedTrace
 from tierline.workloads.serving.columns import Columns, merged
 from tierline.workloads.serving.shaping import Bursts, Drift, moved, pictures
 from tierline.workloads.serving.trace import from_columns
-from tierline.workloads.serving.want import Want
+from tierline.workloads.serving.want import DEFAULT_REQUESTS, Want
 from tierline.workloads.source import read_options
 
 SERVING_WORKLOADS: dict[str, str] = {
@@ -103,6 +103,10 @@ def load_served(
     whole = whole if seed is None else replace(whole, seed=seed)
     _check(whole)
     drift, parts = _shares(whole, parts)
+    if len(parts) > 1 and not whole.seconds and not whole.requests:
+        if any(part.name != "synthetic" for part in parts):  # each would end at a time of its own
+            raise InvalidInput("a mix needs an end: seconds or requests, as in mix?seconds=600&rate=10+…")
+        whole = replace(whole, requests=DEFAULT_REQUESTS)
     columns = merged(_named([_built(part, whole, number) for number, part in enumerate(parts)]))
     bursts = Bursts(whole.burst_every_s, whole.burst_s, whole.burst_factor) if whole.burst_every_s else None
     columns = moved(columns, bursts, drift).limited(whole.seconds, whole.requests)

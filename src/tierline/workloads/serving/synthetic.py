@@ -14,9 +14,8 @@ import numpy as np
 
 from tierline.core.errors import InvalidInput
 from tierline.workloads.serving.columns import Columns, Floats, Integers, Prefix
-from tierline.workloads.serving.want import Want
+from tierline.workloads.serving.want import DEFAULT_REQUESTS, Want
 
-DEFAULT_REQUESTS = 1000
 DEFAULT_RATE = 10.0
 LARGEST_IMAGE = 1280
 

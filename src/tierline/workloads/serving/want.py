@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+DEFAULT_REQUESTS = 1000
+"""Of synthetic workloads that say neither `seconds` nor `requests`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Want:
