@@ -266,7 +266,9 @@ def build_generator(
         instance_settings(options), clock, mailboxes, on_failed_start, hosts=hosts, listen=listen
     )
     driver = Driver(scheduler, instances, clock, record)
-    return EngineGenerator(scheduler, instances, driver, mailboxes, clock.close, record.close if record else None)
+    about = {key: getattr(options, key) for key in ("model", "policy", "slo", "pace", "pace_stretch")}
+    end_record = record.close if record else None
+    return EngineGenerator(scheduler, instances, driver, mailboxes, clock.close, end_record, about)
 
 
 def build_text(options: DeploymentOptions, served_name: str = "") -> ModelText:

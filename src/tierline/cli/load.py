@@ -204,24 +204,13 @@ def _show(trace: ServedTrace, options: ReplayOptions, found: Replay, figures: Se
 
 
 def _row(name: str, each: ModalityReport, figures: ServingReport) -> list[str]:
-    times = [_time(value) for part in (each.ttft, each.tpot, each.e2e) for value in (part.p50, part.p90, part.p99)]
+    times = [
+        render.latency(value) for part in (each.ttft, each.tpot, each.e2e) for value in (part.p50, part.p90, part.p99)
+    ]
     row = [name, str(each.requests), str(each.finished), *times, f"{each.output_tokens_per_s:.0f}"]
     if _has_slo(figures):
         row += [f"{100 * each.attainment:.1f}%", f"{each.goodput_per_s:.3g}/s"]
     return row
-
-
-def _time(seconds: float) -> str:
-    """Milliseconds or seconds with three digits; `-` where nothing was measured.
-
-    >>> [_time(x) for x in (0.0123, 1.5, 73.4, float("nan"))]
-    ['12.3ms', '1.50s', '73.4s', '-']
-    """
-    if math.isnan(seconds):
-        return "-"
-    if seconds < 1.0:
-        return f"{1000 * seconds:.3g}ms"
-    return f"{seconds:.2f}s" if seconds < 10.0 else f"{seconds:.1f}s"
 
 
 def _has_slo(figures: ServingReport) -> bool:
@@ -230,7 +219,7 @@ def _has_slo(figures: ServingReport) -> bool:
 
 def _slo_words(figures: ServingReport) -> str:
     parts = (("TTFT", figures.slo.ttft_s), ("TPOT", figures.slo.tpot_s))
-    return " and ".join(f"{name} {_time(value)}" for name, value in parts if math.isfinite(value))
+    return " and ".join(f"{name} {render.latency(value)}" for name, value in parts if math.isfinite(value))
 
 
 def _notes(options: ReplayOptions, found: Replay) -> list[str]:
@@ -246,7 +235,7 @@ def _notes(options: ReplayOptions, found: Replay) -> list[str]:
         notes.append(
             f"{found.shortened} requests were cut to the server's context of {found.survey.context_tokens} tokens."
         )
-    late = f"The sender was {_time(found.late_p50_s)} late at the median, {_time(found.late_p99_s)} at P99"
+    late = f"The sender was {render.latency(found.late_p50_s)} late at the median, {render.latency(found.late_p99_s)} at P99"
     if options.max_in_flight:
         late += f" (at most {options.max_in_flight} under way)"
     elif found.late_p99_s > LATE_S:

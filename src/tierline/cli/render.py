@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,19 @@ def size(count: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def latency(seconds: float | None) -> str:
+    """Milliseconds or seconds with three digits; `-` where nothing was measured.
+
+    >>> [latency(x) for x in (0.0123, 1.5, 73.4, float("nan"), None)]
+    ['12.3ms', '1.50s', '73.4s', '-', '-']
+    """
+    if seconds is None or math.isnan(seconds):
+        return "-"
+    if seconds < 1.0:
+        return f"{1000 * seconds:.3g}ms"
+    return f"{seconds:.2f}s" if seconds < 10.0 else f"{seconds:.1f}s"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

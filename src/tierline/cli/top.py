@@ -1,4 +1,5 @@
-"""`tierline top`: the cluster live: devices with their jobs, the price, the queue by density, losses, total utility."""
+"""`tierline top`: the cluster live: devices with their jobs, the price, the queue by density, losses, total utility; and with
+the address of a served model its instances (`top_serving`)."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tierline.cli import render
+from tierline.cli.serving_status import ApiKey
+from tierline.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -169,30 +172,52 @@ def quit_pressed(wait_s: float) -> bool:
     return False
 
 
+def watch(look_again: Callable[[], RenderableType], interval_s: float) -> None:
+    """Show what `look_again` gives, again and again, until q is pressed."""
+    from rich.live import Live
+
+    with keys(), Live(look_again(), console=render.console(), screen=True, auto_refresh=False) as live:
+        while not quit_pressed(interval_s):
+            live.update(look_again(), refresh=True)
+
+
 def top(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="[URL]", help="A served model, as http://127.0.0.1:8000. [default: the cluster]"),
+    ] = "",
     sweep: Annotated[str, typer.Option("--sweep", help="Only the jobs of this sweep.")] = "",
     interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one look and leave, as in a pipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one look as JSON and leave.")] = False,
+    api_key: ApiKey = "",
 ) -> None:
-    """Watch the cluster live; q or Ctrl-C leaves. In a pipe it prints once.
+    """Watch the cluster live, or a served model; q or Ctrl-C leaves. In a pipe it prints once.
 
-    Example: `tierline top`
+    Examples: `tierline top`, `tierline top http://127.0.0.1:8000`
     """
+    once = once or not render.on_terminal()
+    if url:
+        from tierline.cli import top_serving
+        from tierline.cli.serving_status import ServingClient
+
+        if sweep:
+            raise InvalidInput("--sweep is of the cluster's jobs; a served model has none.")
+        with ServingClient(url, api_key) as server:
+            if as_json:
+                render.print_json(server.status())
+            elif once:
+                print(top_serving.plain(server.status()))
+            else:
+                watch(lambda: top_serving.picture(server.status()), interval)
+        return
     from tierline.cli.client import connect
 
     with connect() as client:
         if as_json:
             scene = look(client, sweep)
             render.print_json({"cluster": scene.cluster, "utility": scene.utility, "jobs": scene.jobs})
-            return
-        if not render.on_terminal():
+        elif once:
             print(plain(look(client, sweep)))
-            return
-        from rich.live import Live
-
-        with (
-            keys(),
-            Live(picture(look(client, sweep)), console=render.console(), screen=True, auto_refresh=False) as live,
-        ):
-            while not quit_pressed(interval):
-                live.update(picture(look(client, sweep)), refresh=True)
+        else:
+            watch(lambda: picture(look(client, sweep)), interval)

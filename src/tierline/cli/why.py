@@ -1,13 +1,17 @@
-"""`tierline why JOB`: every decision about a job, each with its reason, density and clearing price."""
+"""`tierline why NAME`: every decision about a job, each with its reason, density and clearing price. With a server's address
+or a record those about a serving instance or a request (`why_serving`)."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tierline.cli import render
+from tierline.cli.serving_status import ApiKey, is_url
+from tierline.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tierline.core.status import JobStatus
@@ -31,17 +35,35 @@ def summary(job: JobStatus) -> str:
 
 
 def why(
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `tierline ps` shows it.")],
+    job_id: Annotated[
+        str, typer.Argument(metavar="NAME", help="A job's id, as `tierline ps` shows it; or i3, r7 of a served model.")
+    ],
+    where: Annotated[
+        str, typer.Argument(metavar="[URL|FILE]", help="The served model, or what `serve --record` wrote.")
+    ] = "",
     last: Annotated[int, typer.Option("--last", "-n", min=0, help="Only the newest N decisions, 0 = all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="All fields as JSON, times in ns.")] = False,
+    api_key: ApiKey = "",
 ) -> None:
-    """Tell why a job runs, waits or has ended: its decisions in order, and its reason now.
+    """Tell why a job runs, waits or has ended: its decisions in order, and its reason now. Or why an instance of a served
+    model has its roles and group, or what became of a request.
 
     DENSITY is the utility per GPU-second that the job bid, PRICE the bid of the best that got nothing: a job with a
     density below the price waits.
 
-    Example: `tierline why digits-3`
+    Examples: `tierline why digits-3`, `tierline why i3 http://127.0.0.1:8000`, `tierline why r7 run.jsonl` after
+    `tierline serve --record run.jsonl`
     """
+    if where:
+        from tierline.cli import why_serving
+
+        if is_url(where):
+            why_serving.show_live(job_id, where, last, as_json, api_key)
+        elif Path(where).is_file():
+            why_serving.show_recorded(job_id, Path(where), last, as_json)
+        else:
+            raise InvalidInput(f"'{where}' is neither an address (http://...) nor a file that `serve --record` wrote.")
+        return
     from tierline.cli.client import connect
 
     with connect() as client:

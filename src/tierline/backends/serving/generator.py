@@ -73,7 +73,8 @@ class Mailboxes:
 
 class EngineGenerator:
     """A `Generator` over instances of the built-in engine; owns the thread of the driver's loop, which ends when the clock
-    does (`end_clock`), and one that posts ticks where the scheduler wants them. `end_record`: ends what is written."""
+    does (`end_clock`), and one that posts ticks where the scheduler wants them. `end_record`: ends what is written. `about`:
+    what `status` says of the deployment."""
 
     def __init__(
         self,
@@ -83,12 +84,14 @@ class EngineGenerator:
         mailboxes: Mailboxes,
         end_clock: Callable[[], None],
         end_record: Callable[[], None] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._instances = instances
         self._driver = driver
         self._mailboxes = mailboxes
         self._end_clock = end_clock
+        self._about = dict(about or {})
         self._count = itertools.count(1)
         self._failed = ""
         self._thread = threading.Thread(target=self._run, name="serving loop", daemon=True)
@@ -211,6 +214,8 @@ class EngineGenerator:
                 }
             )
         return {
+            "now_ns": time.time_ns(),
+            "deployment": self._about,
             "instances": instances,
             "live": self._scheduler.live,
             "counts": dict(self._scheduler.counts),

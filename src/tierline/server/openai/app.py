@@ -215,5 +215,6 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
             "draining": front.draining,
             "answers_under_way": len(front.watches),
             "held_bytes": service.held.taken,
+            "last_minute": service.metrics.last_minute.told(),
         }
         return _json(told)

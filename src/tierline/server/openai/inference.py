@@ -166,7 +166,7 @@ class Inference:
         for index, request in enumerate(asked):  # only now, when nothing is refused any more, are they counted
             metrics.request_max_tokens.observe(request.sampling.max_tokens)
             count, least = len(request.prompt), request.sampling.min_tokens
-            timing = Timing(metrics, arrived_s, count)
+            timing = Timing(metrics, arrived_s, count, has_images=bool(request.images))
             jobs.append(Job(Answer(service.text, wish, index, count, least), request, timing))
         return jobs
 

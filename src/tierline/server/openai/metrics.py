@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tierline.core.errors import MissingExtra
 from tierline.core.request import FinishReason
+from tierline.server.openai.last_minute import LastMinute
 
 if TYPE_CHECKING:
     from prometheus_client import Histogram
@@ -33,6 +35,7 @@ class FrontMetrics:
         except ImportError as error:
             raise MissingExtra("The OpenAI front door", "serve") from error
         self._registry = registry = CollectorRegistry()
+        self.last_minute = LastMinute()
         label = ("model_name",)
 
         def gauge(name: str, text: str) -> Gauge:
@@ -86,8 +89,11 @@ class FrontMetrics:
 class Timing:
     """One choice of one request, from its acceptance to its end, whichever that is."""
 
-    def __init__(self, metrics: FrontMetrics, arrived_s: float, prompt_tokens: int) -> None:
+    def __init__(
+        self, metrics: FrontMetrics, arrived_s: float, prompt_tokens: int, *, has_images: bool = False
+    ) -> None:
         self._metrics = metrics
+        self._has_images = has_images
         self._arrived_s = arrived_s
         self._first_s = 0.0
         self._last_s = 0.0
@@ -126,8 +132,12 @@ class Timing:
         metrics.request_s.observe(time.perf_counter() - self._arrived_s)
         metrics.request_prompt.observe(self._prompt_tokens)
         metrics.request_generation.observe(self._tokens)
+        per_token_s = math.nan
         if self._tokens > 1:
-            metrics.per_token_s.observe((self._last_s - self._first_s) / (self._tokens - 1))
+            per_token_s = (self._last_s - self._first_s) / (self._tokens - 1)
+            metrics.per_token_s.observe(per_token_s)
+        first_s = self._first_s - self._arrived_s if self._first_s else math.nan
+        metrics.last_minute.ended(self._has_images, first_s, per_token_s, finish in ("stop", "length"))
 
 
 def _observe(histogram: Histogram, value: float, times: int) -> None:

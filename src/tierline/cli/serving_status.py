@@ -1,0 +1,167 @@
+"""What a serving deployment says of itself at `/tierline/status`, asked for and typed; for `top` and `why`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierline.core.errors import InvalidInput, RequestLost
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 10.0
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        metavar="KEY",
+        envvar=["TIERLINE_API_KEY", "OPENAI_API_KEY"],
+        help="Of a served model; better set $TIERLINE_API_KEY: others see options.",
+        show_envvar=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceTold:
+    """An instance. Blocks are 0 until it has told of its load."""
+
+    name: str
+    roles: str
+    group: str = "shared"
+    leaving: bool = False
+    reason: str = ""
+    prefill_tokens: int = 0
+    decoding: int = 0
+    encoding: int = 0
+    waiting: int = 0
+    images: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    role_switches: int = 0
+    switch_seconds: float = 0.0
+    encoded_images: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+
+    @property
+    def kv_share(self) -> float:
+        """Of its KV blocks so much is in use or kept."""
+        return 1.0 - self.free_blocks / self.total_blocks if self.total_blocks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionTold:
+    at_ns: int
+    subject: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Seconds; None where nothing was measured."""
+
+    p50: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KindTold:
+    """Of the last minute, text or image requests."""
+
+    answered_per_s: float = 0.0
+    failed_per_s: float = 0.0
+    ttft: Percentiles = Percentiles()
+    tpot: Percentiles = Percentiles()
+
+
+@dataclass(frozen=True, slots=True)
+class MinuteTold:
+    seconds: float = 0.0
+    text: KindTold = KindTold()
+    images: KindTold = KindTold()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontTold:
+    model: str = ""
+    version: str = ""
+    health: str = ""
+    draining: bool = False
+    last_minute: MinuteTold = MinuteTold()
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTold:
+    policy: str = ""
+    slo: str = ""
+    pace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStatus:
+    """All of it, as far as it is shown."""
+
+    instances: tuple[InstanceTold, ...]
+    live: int = 0
+    waiting: int = 0
+    now_ns: int = 0
+    deployment: DeploymentTold = DeploymentTold()
+    counts: dict[str, int] = field(default_factory=dict)
+    decisions: tuple[DecisionTold, ...] = ()
+    front: FrontTold = FrontTold()
+
+
+class ServingClient(AbstractContextManager["ServingClient"]):
+    """A server of ours at `url`. Raises `InvalidInput` for what is no address."""
+
+    def __init__(self, url: str, api_key: str = "") -> None:
+        import httpx
+
+        self.root = url.rstrip("/").removesuffix("/v1")
+        if not is_url(self.root):
+            raise InvalidInput(f"'{url}' is no address: it begins with http:// or https://, as http://127.0.0.1:8000.")
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
+
+    def status(self) -> ServingStatus:
+        """Raises `RequestLost` when nobody answers, `InvalidInput` when it is refused or no server of ours."""
+        import msgspec
+
+        answer = self._told(lambda: self._http.get(f"{self.root}/tierline/status"))
+        if answer.status_code in (401, 403):
+            raise InvalidInput(f"{self.root} wants an API key: set $TIERLINE_API_KEY.")
+        try:
+            if answer.status_code == 200:
+                return msgspec.json.decode(answer.content, type=ServingStatus)
+        except msgspec.MsgspecError:
+            pass
+        raise InvalidInput(
+            f"{self.root} answered {answer.status_code} to /tierline/status: it is no server of `tierline serve`."
+        )
+
+    def _told(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
+        import httpx
+
+        try:
+            return ask()
+        except httpx.ConnectError as error:
+            raise RequestLost(f"No server answers at {self.root}: `tierline serve` starts one.") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RequestLost(f"{self.root} did not answer as it should: {error or type(error).__name__}.") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
