@@ -1,18 +1,24 @@
-// tierline._attention: attention of decoding sequences, for engine/cpu_attention.py. A module of its own, since it takes its
-// threads from the OpenMP runtime that PyTorch has brought into the process: it is imported after torch, and cannot be
-// imported without.
+// tierline._attention: attention of decoding sequences and the rows of decoder layers, for engine/cpu_attention.py and
+// engine/decoder.py. A module of its own, since it takes its threads from the OpenMP runtime that PyTorch has brought into the
+// process: it is imported after torch, and cannot be imported without.
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
 
+#include "../engine/decoder_rows.hpp"
 #include "../engine/paged_attention.hpp"
 
 namespace nb = nanobind;
+using tierline::engine::Norm;
+using tierline::engine::Number;
 using tierline::engine::PagedDecode;
+using tierline::engine::Rotary;
 
 namespace {
 
 template <typename T> T* at(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+Number number(bool bf16) { return bf16 ? Number::kBf16 : Number::kFloat32; }
 
 } // namespace
 
@@ -21,14 +27,35 @@ NB_MODULE(_attention, module) {
     module.def(
         "decode",
         [](std::uintptr_t query, std::uintptr_t keys, std::uintptr_t values, std::uintptr_t out, std::uintptr_t tables,
-           std::uintptr_t lengths, int sequences, int kv_heads, int group, int head_dim, int blocks, int block_tokens,
-           int table_width, float scale) {
+           std::uintptr_t lengths, std::int64_t query_stride, int sequences, int kv_heads, int group, int head_dim,
+           int blocks, int block_tokens, int table_width, float scale) {
             const PagedDecode work{at<const std::uint16_t>(query), at<const std::uint16_t>(keys),
                                    at<const std::uint16_t>(values), at<std::uint16_t>(out),
                                    at<const std::int32_t>(tables),  at<const std::int32_t>(lengths),
-                                   sequences, kv_heads, group, head_dim, blocks, block_tokens, table_width, scale};
+                                   query_stride, sequences, kv_heads, group, head_dim, blocks, block_tokens, table_width,
+                                   scale};
             nb::gil_scoped_release released;
             tierline::engine::decode(work);
         },
         "Addresses of contiguous arrays as engine/paged_attention.hpp has them; the caller has checked their shapes.");
+    module.def(
+        "rms_norm",
+        [](std::uintptr_t x, std::uintptr_t added, std::uintptr_t weight, std::uintptr_t out, std::int64_t rows, int width,
+           float eps, bool bf16) {
+            const Norm work{at<void>(x), at<const void>(added), at<const void>(weight), at<void>(out), rows, width, eps};
+            nb::gil_scoped_release released;
+            tierline::engine::rms_norm(work, number(bf16));
+        },
+        "engine/decoder_rows.hpp; `added` = 0: nothing is added.");
+    module.def(
+        "rotate_and_place",
+        [](std::uintptr_t qkv, std::uintptr_t cos, std::uintptr_t sin, std::uintptr_t keys, std::uintptr_t values,
+           std::uintptr_t slots, std::int64_t rows, std::int64_t placed, std::int64_t positions, int heads, int kv_heads,
+           int head_dim, bool bf16) {
+            const Rotary work{at<void>(qkv), at<const void>(cos), at<const void>(sin), at<void>(keys), at<void>(values),
+                              at<const std::int64_t>(slots), rows, placed, positions, heads, kv_heads, head_dim};
+            nb::gil_scoped_release released;
+            tierline::engine::rotate_and_place(work, number(bf16));
+        },
+        "engine/decoder_rows.hpp.");
 }

@@ -148,8 +148,9 @@ void decode_sized(const PagedDecode& work) {
             scores.resize(static_cast<std::size_t>(4) * (length + kLanes));
             for (int g = 0; g < work.group;) {
                 const std::int64_t at = (static_cast<std::int64_t>(piece) * work.group + g) * D;
+                const Bf16* query = work.query + sequence * work.query_stride + (head * work.group + g) * D;
                 const auto run = [&](auto attend_some, int count) {
-                    attend_some(work.query + at, keys, values, table, length, work.block_tokens, work.scale, work.out + at,
+                    attend_some(query, keys, values, table, length, work.block_tokens, work.scale, work.out + at,
                                 scores.data());
                     g += count;
                 };

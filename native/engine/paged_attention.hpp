@@ -7,7 +7,7 @@
 namespace tierline::engine {
 
 // All of bf16, contiguous. Keys and values: [kv_heads, blocks, block_tokens, head_dim], of one layer. Query and out:
-// [sequences, kv_heads * group, head_dim]. Tables: [sequences, table_width] block numbers, of which sequence s uses the first
+// [sequences, kv_heads * group, head_dim]; a query's row may be longer, `query_stride` numbers. Tables: [sequences, table_width] block numbers, of which sequence s uses the first
 // ceil(lengths[s] / block_tokens).
 struct PagedDecode {
     const std::uint16_t* query;
@@ -16,6 +16,7 @@ struct PagedDecode {
     std::uint16_t* out;
     const std::int32_t* tables;
     const std::int32_t* lengths;
+    std::int64_t query_stride;
     int sequences;
     int kv_heads;
     int group;

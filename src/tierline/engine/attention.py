@@ -86,37 +86,50 @@ def paged_attention(
     assert layout is not None, "attention was called outside of an iteration"
     layer = module.layer_idx
     assert isinstance(layer, int)
-    keys, values = layout.arena.flat_keys[layer], layout.arena.flat_values[layer]
-    heads, rows, head_dim = query.shape[1:]
     real = len(layout.slots)
-    keys.index_copy_(1, layout.slots, key[0, :, :real])
-    values.index_copy_(1, layout.slots, value[0, :, :real])
+    layout.arena.flat_keys[layer].index_copy_(1, layout.slots, key[0, :, :real])
+    layout.arena.flat_values[layer].index_copy_(1, layout.slots, value[0, :, :real])
+    return attend(layout, layer, query[0], key[0], value[0], scaling).unsqueeze(0), None
+
+
+def attend(
+    layout: StepLayout,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Attention of an iteration whose keys and values are in the arena already. `query` [heads, rows, head_dim], `key` and
+    `value` [kv_heads, rows, head_dim]; answers [rows, heads, head_dim]."""
     decodes = layout.decodes
+    heads, rows, head_dim = query.shape
+    real = len(layout.slots)
     if decodes is not None and not layout.chunks and real == rows:
-        return _decode(layout.arena, decodes, layer, query[0], scaling).unsqueeze(0), None
-    out = torch.empty((1, rows, heads, head_dim), dtype=query.dtype, device=query.device)
-    out[0, real:] = 0
+        return _decode(layout.arena, decodes, layer, query, scaling)
+    keys, values = layout.arena.flat_keys[layer], layout.arena.flat_values[layer]
+    out = torch.empty((rows, heads, head_dim), dtype=query.dtype, device=query.device)
+    out[real:] = 0
     if decodes is not None:
         count = len(decodes.lengths)
-        out[0, :count] = _decode(layout.arena, decodes, layer, query[0, :, :count], scaling)
+        out[:count] = _decode(layout.arena, decodes, layer, query[:, :count], scaling)
     for chunk in layout.chunks:
         last = chunk.first + chunk.tokens
         if chunk.mask is None:
-            chunk_keys, chunk_values = key[:, :, chunk.first : last], value[:, :, chunk.first : last]
+            chunk_keys, chunk_values = key[:, chunk.first : last], value[:, chunk.first : last]
         else:
-            chunk_keys = keys.index_select(1, chunk.slots).unsqueeze(0)
-            chunk_values = values.index_select(1, chunk.slots).unsqueeze(0)
+            chunk_keys, chunk_values = keys.index_select(1, chunk.slots), values.index_select(1, chunk.slots)
         attended = scaled_dot_product_attention(
-            query[:, :, chunk.first : last],
-            chunk_keys,
-            chunk_values,
+            query[None, :, chunk.first : last],
+            chunk_keys[None],
+            chunk_values[None],
             attn_mask=chunk.mask,
             is_causal=chunk.mask is None,
             scale=scaling,
             enable_gqa=True,
         )
-        out[0, chunk.first : last] = attended[0].transpose(0, 1)
-    return out, None
+        out[chunk.first : last] = attended[0].transpose(0, 1)
+    return out
 
 
 def _decode(arena: KvArena, decodes: Decodes, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:

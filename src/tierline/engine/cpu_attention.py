@@ -20,14 +20,14 @@ def _module() -> Any:
         return None
 
 
-_native = _module()
+native = _module()  # tierline._attention; None where it cannot be had
 
 
 def can_decode(arena: KvArena) -> bool:
     """Whether `decode` may be called with this arena."""
-    if _native is None or arena.keys.dtype is not torch.bfloat16 or arena.keys.device.type != "cpu":
+    if native is None or arena.keys.dtype is not torch.bfloat16 or arena.keys.device.type != "cpu":
         return False
-    return bool(_native.can_decode(arena.keys.shape[-1], arena.block_tokens))
+    return bool(native.can_decode(arena.keys.shape[-1], arena.block_tokens))
 
 
 def decode(
@@ -36,16 +36,18 @@ def decode(
     """`query` [sequences, heads, head_dim]; `tables` [sequences, most] and `lengths` [sequences] of int32, contiguous, each
     length at least 1 and within its table. Answers [sequences, heads, head_dim]."""
     kv_heads, blocks, block_tokens, head_dim = arena.keys.shape[1:]
-    query = query.contiguous()
-    out = torch.empty_like(query)
     sequences, heads, _ = query.shape
-    _native.decode(
+    if query.stride()[1:] != (head_dim, 1):
+        query = query.contiguous()
+    out = torch.empty((sequences, heads, head_dim), dtype=query.dtype)
+    native.decode(
         query.data_ptr(),
         arena.keys[layer].data_ptr(),
         arena.values[layer].data_ptr(),
         out.data_ptr(),
         tables.data_ptr(),
         lengths.data_ptr(),
+        query.stride(0),
         sequences,
         kv_heads,
         heads // kv_heads,

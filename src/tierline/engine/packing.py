@@ -8,10 +8,12 @@ stays as it is. Packed weights are a copy of this process's own: they are not sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear, silu
 
 ROWS = 32  # a weight packed for so many rows is as fast for fewer and more
 SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
@@ -29,7 +31,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 def pack(backbone: nn.Module) -> None:
     """Replace the linear modules of a text backbone by packed ones, in place."""
     for module in list(backbone.modules()):
-        if all(isinstance(getattr(module, name, None), nn.Linear) for name in GATED) and _is_silu(module):
+        if all(isinstance(getattr(module, name, None), nn.Linear) for name in GATED) and is_silu(module):
             _replace_gated(module)
     for module in list(backbone.modules()):
         for names in SIBLINGS:
@@ -67,14 +69,36 @@ class PackedLinear(nn.Module):
         return out
 
 
+class PlainLinear(nn.Module):
+    """The same for any type, from weights that stay as they are."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = bias
+        self.then = then
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = linear(x, self.weight, self.bias)
+        return silu(out) if self.then == "swish" else out
+
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self(x) * other
+        return out
+
+
+def joined(linears: Sequence[nn.Linear], make: type[PackedLinear] | type[PlainLinear]) -> PackedLinear | PlainLinear:
+    """Linears of one input as one, their outputs side by side. Either all have a bias or none has."""
+    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return make(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
+
+
 class _Joined(nn.Module):
     """Several linears of one input as one; its parts are called one after the other with that input."""
 
     def __init__(self, linears: list[nn.Linear]) -> None:
         super().__init__()
-        weights: list[torch.Tensor] = [linear.weight for linear in linears]
-        biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-        self.linear = PackedLinear(torch.cat(weights), torch.cat(biases) if biases else None)
+        self.linear = joined(linears, PackedLinear)
         self.sizes = [linear.out_features for linear in linears]
         self._x: torch.Tensor | None = None
         self._out: tuple[torch.Tensor, ...] = ()
@@ -98,28 +122,28 @@ class _Part(nn.Module):
         return self._joined[0].part(x, self._place)
 
 
-class PackedGated(nn.Module):
+class Gated(nn.Module):
     """down(silu(gate(x)) * up(x)) in three calls."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, make: type[PackedLinear] | type[PlainLinear] = PackedLinear) -> None:
         super().__init__()
-        self.gate = PackedLinear(module.gate_proj.weight, module.gate_proj.bias, "swish")
-        self.up = PackedLinear(module.up_proj.weight, module.up_proj.bias)
-        self.down = PackedLinear(module.down_proj.weight, module.down_proj.bias)
+        self.gate = make(module.gate_proj.weight, module.gate_proj.bias, "swish")
+        self.up = make(module.up_proj.weight, module.up_proj.bias)
+        self.down = make(module.down_proj.weight, module.down_proj.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down(self.up.times(x, self.gate(x)))
         return out
 
 
-def _is_silu(module: nn.Module) -> bool:
+def is_silu(module: nn.Module) -> bool:
     act = getattr(module, "act_fn", None)
     return isinstance(act, nn.SiLU) or type(act).__name__ in ("SiLUActivation", "SiLU")
 
 
 def _replace_gated(module: nn.Module) -> None:
     """Give the MLP our forward and let go of its weights."""
-    packed = PackedGated(module)
+    packed = Gated(module)
     for name in GATED:
         delattr(module, name)
     module.packed = packed

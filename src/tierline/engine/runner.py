@@ -15,6 +15,7 @@ from tierline.engine import attention
 from tierline.engine.arena import KvArena
 from tierline.engine.attention import Decodes, PromptChunk, StepLayout
 from tierline.engine.cuda_graphs import DecodeGraphs
+from tierline.engine.decoder import Decoder, can_fuse
 from tierline.engine.families.text import Positions, TextFamily
 from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
@@ -61,6 +62,7 @@ class ModelRunner:
         self._sequences: dict[str, _Sequence] = {}
         self._head = family.head
         self._graphs: DecodeGraphs | None = None
+        self._decoder: Decoder | None = None
         self._device = family.embedding.weight.device
         self.few_sizes = self._device.type == "cpu" and family.embedding.weight.dtype is not torch.float32
 
@@ -72,8 +74,16 @@ class ModelRunner:
 
     def pack(self) -> None:
         """Bring the weights into the layout that is fastest on this CPU (`packing.py`)."""
-        pack(self._family.backbone)
+        if not self.fuse():
+            pack(self._family.backbone)
         self._head = pack_head(self._family.head)
+
+    def fuse(self) -> bool:
+        """Run the backbone in few native calls (`decoder.py`), where that is known to give the same; whether it is."""
+        backbone = self._family.backbone
+        if can_fuse(backbone):
+            self._decoder = Decoder(backbone)
+        return self._decoder is not None
 
     def use_graphs(self, graphs: DecodeGraphs) -> None:
         """Iterations that only decode run as CUDA graphs, where they can."""
@@ -146,6 +156,8 @@ class ModelRunner:
             return found
         if idle := self._rows(len(ids)) - len(ids):
             inputs, positions = pad(inputs, (0, 0, 0, idle)), pad(positions, (0, idle))
+        if self._decoder is not None:
+            return self._decoder(inputs[0], positions, layout)[: len(ids)]
         attention.use_layout(layout)
         try:
             output = self._family.backbone(
