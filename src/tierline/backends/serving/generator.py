@@ -14,7 +14,7 @@ from typing import Any
 
 from tierline.backends.serving.torch import TorchInstances
 from tierline.core.contracts import Loop
-from tierline.core.errors import PixelsNeeded, RequestLost, StateUnusable, TierlineError
+from tierline.core.errors import Overloaded, PixelsNeeded, RequestLost, StateUnusable, TierlineError
 from tierline.core.events import Event
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
@@ -22,6 +22,10 @@ from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSu
 from tierline.schedulers.serving import ServingScheduler
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0
+"""A request waits so long for an instance where there is none: the time in which a lost one is replaced."""
+LOOKS = 50  # within that time
 
 
 @dataclass(slots=True)
@@ -148,6 +152,8 @@ class EngineGenerator:
         finished = False
         try:
             self._submit(RequestSubmitted(sent, tuple(pictures)))
+            if self._is_empty():
+                await self._instance(queue)
             while not finished:
                 item = await queue.get()
                 finished = isinstance(item, TierlineError) or item.finish is not None
@@ -162,11 +168,28 @@ class EngineGenerator:
                 with contextlib.suppress(RequestLost):
                     self._submit(RequestAbandoned(own))
 
+    def _is_empty(self) -> bool:
+        """No instance is there, nor is one started because a request waits."""
+        limits = self._scheduler.elasticity
+        to_zero = limits.max_instances and not limits.min_instances
+        return not self._scheduler.servers and not to_zero
+
+    async def _instance(self, queue: asyncio.Queue[TokensMade | TierlineError]) -> None:
+        """Wait for an instance or a word. Raises `Overloaded` where neither comes."""
+        for _ in range(LOOKS):
+            if not queue.empty() or not self._is_empty():
+                return
+            await asyncio.sleep(PATIENCE_S / LOOKS)
+        raise Overloaded("No instance is there to answer; one is being started.", PATIENCE_S)
+
     async def health(self) -> str:
         if self._failed:
             return self._failed
         ready = self._driver.query(lambda: len(self._scheduler.servers))
-        return "" if ready else "No instance is ready yet."
+        if ready:
+            return ""
+        lost = self._scheduler.counts["instances_lost"]
+        return "All instances are lost; they are started again." if lost else "No instance is ready yet."
 
     def set_roles(self, name: str, roles: Role) -> None:
         """Ask for other roles of an instance; raises `RequestLost` when the loop has ended."""

@@ -1,0 +1,109 @@
+"""The generator where no instance is: requests wait a while, then are told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tierline.backends.serving import generator as module
+from tierline.backends.serving.generator import EngineGenerator, Mailboxes
+from tierline.clock import WallClock
+from tierline.core.errors import Overloaded
+from tierline.core.instance_actions import TellTokens
+from tierline.core.request import ALL_ROLES, Request, Sampling
+from tierline.core.serving_actions import Answer, QueueAttempt
+from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
+from tierline.deployment import DeploymentOptions, build_scheduler
+from tierline.runtime.driver import Driver
+
+REQUEST = Request("x", (1, 2, 3), Sampling(4))
+
+
+class Instances:
+    """Answers every attempt with one token."""
+
+    def __init__(self, clock: WallClock, mailboxes: Mailboxes) -> None:
+        self.clock, self.mailboxes = clock, mailboxes
+
+    def execute(self, action: object) -> None:
+        match action:
+            case QueueAttempt():
+                told = TellTokens(action.request.request_id, 0, (7,), finish="stop")
+                self.clock.post(InstanceSaid(action.instance, told))
+            case Answer():
+                self.mailboxes.answer(action)
+
+    def close(self) -> None:
+        pass
+
+
+def deployed(**options: Any) -> tuple[EngineGenerator, WallClock]:
+    clock, mailboxes = WallClock(), Mailboxes()
+    instances = Instances(clock, mailboxes)
+    scheduler = build_scheduler(DeploymentOptions(**options))
+    driver = Driver(scheduler, instances, clock)
+    return EngineGenerator(scheduler, cast(Any, instances), driver, mailboxes, clock.close), clock
+
+
+async def ask(generator: EngineGenerator) -> tuple[int, ...]:
+    return tuple([token async for made in generator.generate(REQUEST, {}) for token in made.tokens])
+
+
+def test_all_instances_lost_is_told_with_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    generator, clock = deployed()
+    try:
+        assert asyncio.run(generator.health()) == "No instance is ready yet."
+        clock.post(InstanceJoined("i0", ALL_ROLES))
+        assert asyncio.run(ask(generator)) == (7,)
+        clock.post(InstanceLost("i0", "it was killed"))
+        while not (ill := asyncio.run(generator.health())):
+            pass
+        assert ill == "All instances are lost; they are started again."
+        with pytest.raises(Overloaded, match="No instance is there") as caught:
+            asyncio.run(ask(generator))
+        assert caught.value.retry_after_s == 0.05
+        assert generator.live_ids() == ()
+        clock.post(InstanceJoined("i0~1", ALL_ROLES))
+        assert asyncio.run(ask_when_there(generator)) == (7,)
+        assert asyncio.run(generator.health()) == ""
+    finally:
+        generator.close()
+
+
+async def ask_when_there(generator: EngineGenerator) -> tuple[int, ...]:
+    while await generator.health():
+        await asyncio.sleep(0)
+    return await ask(generator)
+
+
+def test_a_request_waits_for_the_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 3600.0)
+    monkeypatch.setattr(module, "LOOKS", 3_600_000)
+    generator, clock = deployed()
+
+    async def both() -> tuple[int, ...]:
+        asking = asyncio.create_task(ask(generator))
+        while not generator.live_ids():
+            await asyncio.sleep(0)
+        clock.post(InstanceJoined("i0", ALL_ROLES))
+        return await asking
+
+    try:
+        assert asyncio.run(both()) == (7,)
+    finally:
+        generator.close()
+
+
+def test_scaled_to_zero_a_request_waits_for_the_instance_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, _ = deployed()
+    try:
+        scheduler = generator._scheduler
+        assert generator._is_empty()
+        monkeypatch.setattr(scheduler, "elasticity", SimpleNamespace(max_instances=2, min_instances=0))
+        assert not generator._is_empty()
+    finally:
+        generator.close()
