@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TEXT = ("llama", "qwen3")
 IMAGES = ("llava-clip", "llava-siglip", "qwen2_5_vl", "smolvlm")
 LEAST_GAP = 1e-3
+WARM = 24  # of the requests are asked again
 STORM = Disturbance(move=0.6, roles=0.05)
 
 
@@ -73,10 +74,11 @@ def test_tokens_are_transformers_tokens_whatever_happens(case: Callable[[str], C
     cold, wanted = made.again("")
     cluster.run(cold, made.pictures, STORM)
     cold_encodes, cold_cached = counts["ran E"], cached(cluster)
-    warm, wanted_again = made.again(" again")
+    again, wanted_again = made.again(" again")
+    warm = again[:WARM]
     cluster.run(warm, made.pictures, STORM)
     cluster.settle()
-    assert cluster.faults({**wanted, **wanted_again}) == []
+    assert cluster.faults({**wanted, **{each.request_id: wanted_again[each.request_id] for each in warm}}) == []
     cluster.close()
 
     # All of it really happened.
@@ -88,11 +90,11 @@ def test_tokens_are_transformers_tokens_whatever_happens(case: Callable[[str], C
     shared = [each for each in (*cold, *warm) if len(set(cluster.makers(each.request_id))) > 1]
     assert len(shared) >= 6, "answers begun at one instance and ended at another"
     assert min(counts["gained P"], counts["gained D"]) >= 3
-    assert cached(cluster) > 2 * cold_cached
+    assert cached(cluster) - cold_cached > cold_cached * WARM / len(cold)
     if kind not in TEXT:
         assert counts["gained E"] >= 2
         assert counts["embeddings sent"] > 10
-        assert 0 < counts["ran E"] - cold_encodes < cold_encodes
+        assert counts["ran E"] - cold_encodes < cold_encodes * WARM / len(cold)
 
 
 def cached(cluster: Cluster) -> int:

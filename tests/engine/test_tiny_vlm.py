@@ -114,11 +114,11 @@ def test_a_long_prompt_with_four_pictures_runs(examinee: Any) -> None:
 @pytest.mark.parametrize("which", ["grid", "free"])
 @pytest.mark.parametrize("kind", SCENE_KINDS)
 def test_held_out_scenes(examinee: Any, which: str, kind: str) -> None:
-    _assert_right(examinee, which, kind, 120)
+    _assert_right(examinee, which, kind, 60)
 
 
 def test_questions_without_a_picture(examinee: Any) -> None:
-    _assert_right(examinee, "text", "text", 120)
+    _assert_right(examinee, "text", "text", 60)
 
 
 def _assert_right(examinee: Any, which: str, kind: str, count: int) -> None:
