@@ -167,15 +167,26 @@ def kernel_policies() -> Iterator[str]:
 
 def serving_policies() -> Iterator[str]:
     from tierline.cli.policies import sections
-    from tierline.policies import batching, registry, routing
+    from tierline.policies import batching, groups, registry, routing, scale, stages
+    from tierline.presets import ABLATIONS, PRESETS
 
     yield "# Serving policies\n"
     yield (
-        "Made from the registries. A *batching* policy composes an instance's iterations (`tierline serve --batching "
-        "NAME`); a *routing* policy names the instance for a stage of a request (`--routing NAME`). A policy of your own is "
-        "named `module:Class`.\n"
+        "Made from the registries. A *preset* (`tierline serve --policy NAME`) names one policy of each family: *groups* and "
+        "*stages* propose whom an instance serves and what it may do, *scale* how many there are, *routing* names the "
+        "instance for a stage of a request, *batching* composes an instance's iterations. Without a preset `--batching NAME` "
+        "and `--routing NAME` choose these two. A policy of your own is named `module:Class`.\n"
     )
-    for family, policies_of in (("Batching", batching.POLICIES), ("Routing", routing.POLICIES)):
+    yield "## Presets\n\n| preset | what it is | groups | stages | routing | batching |\n|---|---|---|---|---|---|"
+    for preset in PRESETS.values():
+        names = [choice.name if choice else "–" for choice in (preset.groups, preset.stages)]
+        row = [f"`{preset.name}`", preset.idea, *names, preset.routing.name, preset.batching.name]
+        yield f"| {' | '.join(row)} |"
+    without = ", ".join(f"`-{part}`" for part in ABLATIONS)
+    yield "\n`static:LAYOUT` is laid out for good, as in `static:2E2P4D` or `static:1PD+E,2PD`."
+    yield f"Each may be without a part: {without}.\n"
+    families = {"Groups": groups, "Stages": stages, "Scale": scale, "Routing": routing, "Batching": batching}
+    for family, policies_of in ((family, module.POLICIES) for family, module in families.items()):
         yield f"## {family}\n"
         for name, target in policies_of.items():
             yield f"### {name}\n\n`{target}`\n"
