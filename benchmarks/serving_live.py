@@ -1,0 +1,341 @@
+"""Live against simulated: eight paced instances on this machine under presets, and the simulator on the same requests.
+
+Setting. `tierline serve tiny-vlm --instances 8 --pace h100:Qwen2.5-VL-7B --pace-positions 16 --pace-stretch 12`: eight real
+processes that take as long as H100s with a 7B model would, times twelve, a position standing for sixteen; tokens, KV, moves,
+HTTP and decisions are real. The load generator's library sends texts and pictures by the clock, from a process of its own.
+Presets take turns (`--rounds`); each session is a server of its own. The *light* and *half* loads are steady, the *burst*
+load has four times as many image requests in the last 5 of every 15 seconds. The best static split is the one that the
+simulator says, of `SPLITS`, for the burst load. Then each run's requests, as they were sent and as the server counted their
+tokens, go through the simulator with the same presets, scaled times, limits and SLO. What it does not have: the host's own
+work (HTTP, tokens to text, decoding of pictures, small iterations of the real model on too few cores).
+
+About thirteen minutes; --session N runs one session alone and keeps the others' figures that the file has.
+
+    python benchmarks/serving_live.py --json docs/results/serving_live.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import tierline
+from tierline import serving_experiments as experiments
+from tierline.backends.serving.sim import SimServing
+from tierline.clock import SimClock
+from tierline.core.served_outcome import ServedOutcome
+from tierline.core.served_trace import ServedTrace, TracedRequest
+from tierline.core.slo import Slo
+from tierline.perf.device_times import stage_times
+from tierline.perf.scaled_times import ScaledTimes
+from tierline.presets import STATIC, preset_of
+from tierline.runtime import serving_report
+from tierline.runtime.driver import Driver
+from tierline.workloads.replay_client import Replay, ReplayOptions, replay
+from tierline.workloads.serving import load_served, workload_hash
+
+DEVICE, POSITIONS, TOKEN_BUDGET = "h100:Qwen2.5-VL-7B", 16, 2048
+TEXT = "synthetic?images=0&text_tokens=100&text_sigma=0.7&output_tokens=30&output_sigma=0.6"
+IMAGES = (
+    "synthetic?images=2.5&image_tokens=64&image_sigma=0&text_tokens=40&text_sigma=0.5&output_tokens=20&output_sigma=0.6"
+)
+IMAGE_TOKENS = 64  # of any picture in tiny-vlm
+BURSTS = "&burst_every_s=15&burst_s=5&burst_factor=4"
+SPLITS = ("2E2P4D", "2E3P3D", "1E3P4D", "1E4P3D", "4EP4D", "5EP3D", "6EP2D", "2E6PD", "1E7PD", "4EP4PD")
+LATENCY_NS = 1_000_000
+PREPARE_S = 0.003  # to decode a picture of these sizes here
+TEMPLATE_TOKENS = 12  # around a question
+WARM_UP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`rate` in requests/s."""
+
+    name: str
+    rate: float
+    bursts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all runs share."""
+
+    instances: int
+    stretch: float
+    seconds: float
+    rate: float
+    slo: str
+    seed: int
+
+    @property
+    def loads(self) -> dict[str, Load]:
+        found = (
+            Load("light", 0.25 * self.rate, False),
+            Load("half", 0.5 * self.rate, False),
+            Load("burst", self.rate, True),
+        )
+        return {each.name: each for each in found}
+
+    @property
+    def promise(self) -> serving_report.Slo:
+        slo = Slo.parse(self.slo)
+        return serving_report.Slo(slo.ttft_ns / 1e9, slo.tpot_ns / 1e9)
+
+    def trace(self, load: Load, seconds: float) -> ServedTrace:
+        mix = f"mix?rate={load.rate}&seconds={seconds}&mm_share=0.5&seed={self.seed}{BURSTS if load.bursts else ''}"
+        return load_served(f"{mix}+{TEXT}+{IMAGES}")
+
+
+# --- simulated
+
+
+class Played(ScaledTimes):
+    """What paced instances are timed by; but pictures are decoded by this machine, in milliseconds that nobody stretches."""
+
+    def prepare_s(self, patches: int) -> float:
+        return PREPARE_S
+
+
+def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> list[ServedOutcome]:
+    """The same preset over the same times and requests."""
+    times = Played(stage_times(DEVICE), POSITIONS, plan.stretch)
+    setup = experiments.ServingSetup(
+        DEVICE,
+        plan.instances,
+        Slo.parse(plan.slo),
+        token_budget=TOKEN_BUDGET // POSITIONS,
+        block_tokens=16,
+        latency_ns=LATENCY_NS,
+    )
+    options, scheduler = experiments.options_of(preset_of(policy), times, setup)
+    clock = SimClock()
+    backend = SimServing(
+        clock, ServedTrace("as sent", requests, workload_hash(requests)), times, options, scheduler.tick_ns
+    )
+    Driver(scheduler, backend, clock).run()
+    return backend.outcomes()
+
+
+def tried_splits(plan: Plan) -> dict[str, float]:
+    """Goodput under bursts that the simulator gives each static split."""
+    trace = plan.trace(plan.loads["burst"], plan.seconds)
+    requests = tuple(replace(each, text_tokens=each.text_tokens + TEMPLATE_TOKENS) for each in trace.requests)
+    found = {}
+    for split in SPLITS:
+        policy = f"static:{split}"
+        figures = judged(plan, simulated(plan, policy, requests), plan.seconds)
+        found[policy] = round(figures.all.goodput_per_s, 4)
+    return found
+
+
+def judged(plan: Plan, outcomes: list[ServedOutcome], seconds: float) -> serving_report.ServingReport:
+    """Those that were due after the warm-up."""
+    return serving_report.report(outcomes, plan.promise, plan.instances, (round(WARM_UP_S * 1e9), round(seconds * 1e9)))
+
+
+# --- live
+
+
+@contextmanager
+def server(plan: Plan, policy: str) -> Iterator[str]:
+    """A fresh deployment that is ready; ends with the block."""
+    command = [sys.executable, "-m", "tierline.cli.main", "serve", "tiny-vlm", "--port", "0", "--threads", "1"]
+    command += ["--instances", str(plan.instances), "--policy", policy, "--slo", plan.slo]
+    command += ["--pace", DEVICE, "--pace-positions", str(POSITIONS), "--pace-stretch", str(plan.stretch)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            listening = process.stdout.readline()
+            if not process.stdout.readline():
+                sys.exit(2)
+            yield listening.split()[-1]
+        finally:
+            process.terminate()
+
+
+def cpu_times() -> tuple[float, float]:
+    """Seconds of all cores so far: busy, and altogether."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / 100, sum(fields) / 100
+
+
+def own_cpu_s() -> float:
+    """CPU seconds of this process and of all that descend from it."""
+    parents: dict[int, int] = {}
+    used_s: dict[int, float] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        parents[int(stat.parent.name)] = int(fields[1])
+        used_s[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / 100
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(used_s[pid] for pid in ours)
+
+
+def as_counted(found: Replay) -> tuple[TracedRequest, ...]:
+    """The requests as they were due, with the tokens that the server counted and made."""
+    return tuple(
+        replace(
+            each.request,
+            arrived_ns=each.outcome.arrived_ns,
+            text_tokens=max(1, each.prompt_tokens - IMAGE_TOKENS * len(each.request.images)),
+            output_tokens=max(1, each.outcome.output_tokens),
+            images=tuple(replace(image, tokens=IMAGE_TOKENS) for image in each.request.images),
+        )
+        for each in found.sent
+    )
+
+
+def run(plan: Plan, policy: str, load: Load, url: str) -> dict[str, Any]:
+    """One load on a server that is there, and the simulator on what it was sent."""
+    seconds = plan.seconds
+    trace = plan.trace(load, seconds)
+    before = httpx.get(f"{url}/tierline/status").json()
+    (busy, whole), own_s = cpu_times(), own_cpu_s()
+    found = asyncio.run(replay(url, trace.requests, ReplayOptions(salt=secrets.token_hex(4))))
+    busy, whole, own_s = cpu_times()[0] - busy, cpu_times()[1] - whole, own_cpu_s() - own_s
+    after = httpx.get(f"{url}/tierline/status").json()
+    first_ns = trace.requests[0].arrived_ns  # outcomes count from the first
+    live = judged(plan, found.outcomes, seconds - first_ns / 1e9)
+    predicted = judged(plan, simulated(plan, policy, as_counted(found)), seconds - first_ns / 1e9)
+    counts = {
+        key: after["counts"].get(key, 0) - before["counts"].get(key, 0)
+        for key in ("dispatched", "moves", "group_changes", "role_changes", "instances_lost")
+    }
+    return {
+        "policy": policy,
+        "load": load.name,
+        "rate": load.rate,
+        "workload": trace.workload_hash,
+        "requests": len(found.sent),
+        "cpu_busy": round(busy / whole, 3),
+        "cpu_own": round(own_s / whole, 3),
+        "late_p99_s": found.late_p99_s,
+        "counts": counts,
+        "live": figures(live),
+        "simulated": figures(predicted),
+    }
+
+
+def figures(report: serving_report.ServingReport) -> dict[str, Any]:
+    found = {kind: asdict(getattr(report, kind)) for kind in ("all", "text", "images")}
+    return dict(_plain(found))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return (None if not math.isfinite(value) else round(value, 6)) if isinstance(value, float) else value
+
+
+# --- all of it
+
+
+def sessions(rounds: int, policies: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each a server under a policy and the loads that it gets: steady ones, then bursts in turns, the other way round every
+    second time."""
+    found: list[tuple[str, tuple[str, ...]]] = [(each, ("light", "half")) for each in policies if STATIC not in each]
+    for number in range(rounds):
+        found += [(policy, ("burst",)) for policy in (policies if number % 2 == 0 else policies[::-1])]
+    return found
+
+
+def show(kept: dict[str, Any]) -> None:
+    print(f"\n{'':28}{'goodput/s':>18}{'text TTFT P99':>20}{'TTFT P50':>18}{'TPOT P50':>18}   CPU")
+    for each in kept["runs"]:
+        live, said = each["live"], each["simulated"]
+
+        def pair(kind: str, *path: str, live: Any = live, said: Any = said) -> str:
+            values = [kinds[kind] for kinds in (live, said)]
+            for key in path:
+                values = [value[key] for value in values]
+            return " / ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+        print(
+            f"{each['load']:<6}{each['policy']:<22}{pair('all', 'goodput_per_s'):>18}{pair('text', 'ttft', 'p99'):>20}"
+            f"{pair('all', 'ttft', 'p50'):>18}{pair('all', 'tpot', 'p50'):>18}"
+            f"   {each['cpu_own']:.0%} of {each['cpu_busy']:.0%}"
+        )
+    print("Each live / simulated. CPU: of this benchmark and its server, of all that was used.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instances", type=int, default=8)
+    parser.add_argument("--stretch", type=float, default=12.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a run")
+    parser.add_argument("--rate", type=float, default=5.0, help="requests/s under bursts; half and light: of this")
+    parser.add_argument("--slo", default="ttft=2.4s,tpot=144ms")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--policies", default="adaptive,coupled", help="beside the best static split")
+    parser.add_argument("--session", type=int, default=-1, help="only this one")
+    parser.add_argument("--plan", action="store_true", help="simulate the burst load alone")
+    parser.add_argument("--json", type=Path, default=None, help="where figures are kept")
+    told = parser.parse_args()
+    plan = Plan(told.instances, told.stretch, told.seconds, told.rate, told.slo, told.seed)
+    kept: dict[str, Any] = {"runs": []}
+    if told.json is not None and told.session >= 0 and told.json.exists():
+        kept = json.loads(told.json.read_text())
+        kept["runs"] = [each for each in kept["runs"] if each["session"] != told.session]
+    splits = kept["static_goodput_simulated"] if kept.get("plan") == asdict(plan) else tried_splits(plan)
+    best = max(splits, key=lambda name: splits[name])
+    todo = sessions(told.rounds, [*told.policies.split(","), best])
+    if told.plan:
+        requests = plan.trace(plan.loads["burst"], plan.seconds).requests
+        for policy in dict.fromkeys(policy for policy, _ in todo):
+            found = judged(plan, simulated(plan, policy, requests), plan.seconds)
+            print(
+                policy,
+                f"{found.all.goodput_per_s:.2f}/s, {found.all.attainment:.1%}, {found.all.ttft}, {found.all.tpot}",
+            )
+        print(splits)
+        print(
+            "\n".join(f"session {number}: {policy}, {', '.join(loads)}" for number, (policy, loads) in enumerate(todo))
+        )
+        return
+    kept |= {
+        "tierline": tierline.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "plan": asdict(plan),
+        "device": DEVICE,
+        "positions": POSITIONS,
+        "static_goodput_simulated": splits,
+    }
+    for number, (policy, loads) in enumerate(todo):
+        if told.session not in (-1, number):
+            continue
+        with server(plan, policy) as url:
+            for name in loads:
+                done = run(plan, policy, plan.loads[name], url)
+                kept["runs"].append({"session": number, **done})
+                print(f"session {number}, {policy}, {name}: done", file=sys.stderr)
+        kept["runs"].sort(key=lambda each: each["session"])
+        if told.json is not None:
+            told.json.write_text(json.dumps(kept, indent=1) + "\n")
+    show(kept)
+
+
+if __name__ == "__main__":
+    main()
