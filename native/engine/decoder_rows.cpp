@@ -115,8 +115,21 @@ bool is_wide() {
 #endif
 }
 
-// Splits the rows among OpenMP's threads where they are worth it.
-template <typename Work> void over_rows(const Work& work, std::int64_t width, void (*run)(const Work&, std::int64_t, std::int64_t)) {
+using NormRun = void (*)(const Norm&, std::int64_t, std::int64_t);
+using RotaryRun = void (*)(const Rotary&, std::int64_t, std::int64_t);
+
+NormRun norm_for(Number number) {
+    if (number == Number::kBf16) { return is_wide() ? &norm_wide<Bf16> : &norm_plain<Bf16>; }
+    return is_wide() ? &norm_wide<float> : &norm_plain<float>;
+}
+
+RotaryRun rotary_for(Number number) {
+    if (number == Number::kBf16) { return is_wide() ? &rotary_wide<Bf16> : &rotary_plain<Bf16>; }
+    return is_wide() ? &rotary_wide<float> : &rotary_plain<float>;
+}
+
+template <typename Work>
+void over_rows(const Work& work, std::int64_t width, void (*run)(const Work&, std::int64_t, std::int64_t)) {
     if (work.rows * width < kWorthThreads) {
         run(work, 0, work.rows);
         return;
@@ -132,21 +145,18 @@ template <typename Work> void over_rows(const Work& work, std::int64_t width, vo
 
 } // namespace
 
-void rms_norm(const Norm& work, Number number) {
-    if (number == Number::kBf16) {
-        over_rows(work, work.width, is_wide() ? &norm_wide<Bf16> : &norm_plain<Bf16>);
-    } else {
-        over_rows(work, work.width, is_wide() ? &norm_wide<float> : &norm_plain<float>);
-    }
+void rms_norm(const Norm& work, Number number) { over_rows(work, work.width, norm_for(number)); }
+
+void rms_norm_rows(const Norm& work, Number number, std::int64_t begin, std::int64_t end) {
+    norm_for(number)(work, begin, end);
 }
 
 void rotate_and_place(const Rotary& work, Number number) {
-    const std::int64_t width = static_cast<std::int64_t>(work.heads + 2 * work.kv_heads) * work.head_dim;
-    if (number == Number::kBf16) {
-        over_rows(work, width, is_wide() ? &rotary_wide<Bf16> : &rotary_plain<Bf16>);
-    } else {
-        over_rows(work, width, is_wide() ? &rotary_wide<float> : &rotary_plain<float>);
-    }
+    over_rows(work, static_cast<std::int64_t>(work.heads + 2 * work.kv_heads) * work.head_dim, rotary_for(number));
+}
+
+void rotate_and_place_rows(const Rotary& work, Number number, std::int64_t begin, std::int64_t end) {
+    rotary_for(number)(work, begin, end);
 }
 
 } // namespace tierline::engine

@@ -19,7 +19,8 @@ struct Norm {
     int width;
     float eps;
 };
-void rms_norm(const Norm& work, Number number);
+void rms_norm(const Norm& work, Number number); // on OpenMP's threads, where that is worth it
+void rms_norm_rows(const Norm& work, Number number, std::int64_t begin, std::int64_t end);
 
 // `qkv`: a row holds `heads` queries, `kv_heads` keys and as many values of `head_dim` numbers. Queries and keys are rotated
 // where they stand, by cos and sin [rows, head_dim] (number i is paired with number i + head_dim / 2). Keys and values of the
@@ -39,5 +40,6 @@ struct Rotary {
     int head_dim;
 };
 void rotate_and_place(const Rotary& work, Number number);
+void rotate_and_place_rows(const Rotary& work, Number number, std::int64_t begin, std::int64_t end);
 
 } // namespace tierline::engine

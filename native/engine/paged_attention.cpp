@@ -1,7 +1,6 @@
 #include "paged_attention.hpp"
 
 #include <cmath>
-#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -132,35 +131,26 @@ TIERLINE_AVX512 void attend(const Bf16* query, const Bf16* keys, const Bf16* val
 }
 
 template <int D>
-void decode_sized(const PagedDecode& work) {
-    const int pieces = work.sequences * work.kv_heads;
+void decode_piece_sized(const PagedDecode& work, int piece, std::vector<float>& scores) {
     const std::int64_t head_size = static_cast<std::int64_t>(work.blocks) * work.block_tokens * D;
-#pragma omp parallel
-    {
-        std::vector<float> scores; // of this thread
-#pragma omp for schedule(dynamic, 1)
-        for (int piece = 0; piece < pieces; ++piece) {
-            const int sequence = piece / work.kv_heads, head = piece % work.kv_heads;
-            const int length = work.lengths[sequence];
-            const std::int32_t* table = work.tables + static_cast<std::int64_t>(sequence) * work.table_width;
-            const Bf16* keys = work.keys + head * head_size;
-            const Bf16* values = work.values + head * head_size;
-            scores.resize(static_cast<std::size_t>(4) * (length + kLanes));
-            for (int g = 0; g < work.group;) {
-                const std::int64_t at = (static_cast<std::int64_t>(piece) * work.group + g) * D;
-                const Bf16* query = work.query + sequence * work.query_stride + (head * work.group + g) * D;
-                const auto run = [&](auto attend_some, int count) {
-                    attend_some(query, keys, values, table, length, work.block_tokens, work.scale, work.out + at,
-                                scores.data());
-                    g += count;
-                };
-                switch (work.group - g) {
-                case 1: run(attend<D, 1>, 1); break;
-                case 2: run(attend<D, 2>, 2); break;
-                case 3: run(attend<D, 3>, 3); break;
-                default: run(attend<D, 4>, 4); break;
-                }
-            }
+    const int sequence = piece / work.kv_heads, head = piece % work.kv_heads;
+    const int length = work.lengths[sequence];
+    const std::int32_t* table = work.tables + static_cast<std::int64_t>(sequence) * work.table_width;
+    const Bf16* keys = work.keys + head * head_size;
+    const Bf16* values = work.values + head * head_size;
+    scores.resize(static_cast<std::size_t>(4) * (length + kLanes));
+    for (int g = 0; g < work.group;) {
+        const Bf16* query = work.query + sequence * work.query_stride + (head * work.group + g) * D;
+        Bf16* out = work.out + (static_cast<std::int64_t>(piece) * work.group + g) * D;
+        const auto run = [&](auto attend_some, int count) {
+            attend_some(query, keys, values, table, length, work.block_tokens, work.scale, out, scores.data());
+            g += count;
+        };
+        switch (work.group - g) {
+        case 1: run(attend<D, 1>, 1); break;
+        case 2: run(attend<D, 2>, 2); break;
+        case 3: run(attend<D, 3>, 3); break;
+        default: run(attend<D, 4>, 4); break;
         }
     }
 }
@@ -175,11 +165,11 @@ bool can_decode(int head_dim, int block_tokens) {
     return instructions && (head_dim == 64 || head_dim == 128) && block_tokens % kLanes == 0;
 }
 
-void decode(const PagedDecode& work) {
+void decode_piece(const PagedDecode& work, int piece, std::vector<float>& scores) {
     if (work.head_dim == 64) {
-        decode_sized<64>(work);
+        decode_piece_sized<64>(work, piece, scores);
     } else {
-        decode_sized<128>(work);
+        decode_piece_sized<128>(work, piece, scores);
     }
 }
 
@@ -187,8 +177,18 @@ void decode(const PagedDecode& work) {
 
 bool can_decode(int, int) { return false; }
 
-void decode(const PagedDecode&) {}
+void decode_piece(const PagedDecode&, int, std::vector<float>&) {}
 
 #endif
+
+void decode(const PagedDecode& work) {
+    const int pieces = work.sequences * work.kv_heads;
+#pragma omp parallel
+    {
+        std::vector<float> scores; // of this thread
+#pragma omp for schedule(dynamic, 1)
+        for (int piece = 0; piece < pieces; ++piece) { decode_piece(work, piece, scores); }
+    }
+}
 
 } // namespace tierline::engine

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace tierline::engine {
 
@@ -32,5 +33,8 @@ bool can_decode(int head_dim, int block_tokens);
 
 // Runs on as many threads as OpenMP is set to.
 void decode(const PagedDecode& work);
+
+// One of sequences * kv_heads pieces. `scores`: room to work in, kept from piece to piece.
+void decode_piece(const PagedDecode& work, int piece, std::vector<float>& scores);
 
 } // namespace tierline::engine

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers: Any = pytest.importorskip("transformers")
 
 from tierline.core.request import Role  # noqa: E402
+from tierline.engine import attention  # noqa: E402
+from tierline.engine.arena import KvArena  # noqa: E402
+from tierline.engine.attention import Decodes, PromptChunk, StepLayout  # noqa: E402
 from tierline.engine.cpu_attention import native  # noqa: E402
 from tierline.engine.decoder import Decoder, can_fuse  # noqa: E402
 from tierline.engine.runner import ModelRunner  # noqa: E402
+from tierline.engine.tiled import Tiles  # noqa: E402
 from tierline.schedulers.instance_state import InstanceLimits  # noqa: E402
 from tierline.testing.checkpoints import CONTEXT_TOKENS  # noqa: E402
 from tierline.testing.layouts import Cluster, Disturbance  # noqa: E402
@@ -94,6 +98,95 @@ def test_rotation_and_placing_are_pytorchs(
     same(qkv, wanted, **exact)
     same(keys, wanted_keys, **exact)
     same(values, wanted_values, **exact)
+
+
+needs_tiles = pytest.mark.skipif(
+    native is None or not native.can_tile(), reason="this processor has no tiles for bf16 (AMX)"
+)
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    ("rows", "n", "k"), [(1, 32, 32), (5, 64, 160), (16, 96, 64), (33, 32, 608), (48, 64, 32), (1100, 96, 64)]
+)
+def test_a_product_of_tiles_is_pytorchs(rows: int, n: int, k: int) -> None:
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, k).bfloat16(), torch.randn(n, k).bfloat16()
+    wanted = (x.float() @ weight.float().T).bfloat16()
+    out = Tiles(weight).times(x)
+    assert out.shape == wanted.shape
+    torch.testing.assert_close(out, wanted, rtol=1e-2, atol=1e-3 * k**0.5)
+
+
+def small_llama(**changes: Any) -> Any:
+    """A backbone in bf16 whose attention is ours."""
+    transformers.AttentionInterface.register(attention.NAME, attention.paged_attention)
+    shape = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 64}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64, "attn_implementation": attention.NAME}
+    kind, config = transformers.LlamaModel, transformers.LlamaConfig
+    if changes.pop("qwen2", False):
+        kind, config = transformers.Qwen2Model, transformers.Qwen2Config
+    torch.manual_seed(1)
+    made = kind(config(**{**shape, **heads, **changes})).to(torch.bfloat16).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    return made
+
+
+def decodes_and_chunks(arena: KvArena, decoding: int, chunk_tokens: int) -> tuple[StepLayout, torch.Tensor]:
+    """Sequences of two blocks that decode, then a chunk of a prompt, whose first block is cached; positions."""
+    block, blocks = arena.block_tokens, arena.keys.shape[2]
+    tables = torch.arange(2 * decoding, dtype=torch.int32).view(decoding, 2)
+    lengths = 17 + torch.arange(decoding, dtype=torch.int32) % 16
+    slots = (tables[:, 1] * block + lengths - 1 - block).tolist()
+    positions = (lengths - 1).tolist()
+    chunks = []
+    if chunk_tokens:
+        own = torch.arange(blocks * block)[2 * decoding * block :][: block + chunk_tokens]
+        mask = torch.ones(chunk_tokens, len(own), dtype=torch.bool).tril(block)
+        chunks.append(PromptChunk(decoding, chunk_tokens, block, own, mask))
+        slots += own[block:].tolist()
+        positions += range(block, block + chunk_tokens)
+    decodes = Decodes.of(arena, tables, lengths) if decoding else None
+    return StepLayout(arena, torch.tensor(slots), decodes, tuple(chunks)), torch.tensor([positions])
+
+
+@needs_tiles
+@pytest.mark.parametrize(("decoding", "chunk_tokens"), [(1, 0), (3, 0), (16, 0), (18, 0), (0, 40), (2, 17)])
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 3}, {"qwen2": True}, {"head_dim": 128}])
+def test_tiled_layers_are_transformers_layers(decoding: int, chunk_tokens: int, changes: dict[str, Any]) -> None:
+    backbone = small_llama(**changes)
+    config = backbone.config
+    torch.manual_seed(2)
+    inputs = torch.randn(1, decoding + chunk_tokens, config.hidden_size).bfloat16()
+    found = []
+    for tiled in (False, True):
+        arena = KvArena(
+            config.num_hidden_layers,
+            48,
+            16,
+            config.num_key_value_heads,
+            config.head_dim,
+            torch.bfloat16,
+            torch.device("cpu"),
+        )
+        torch.manual_seed(3)
+        arena.keys.normal_()
+        arena.values.normal_()
+        layout, positions = decodes_and_chunks(arena, decoding, chunk_tokens)
+        if tiled:
+            decoder = Decoder(backbone, lets_go=True)
+            assert not hasattr(backbone.layers[0].mlp.down_proj, "weight")
+            out = decoder(inputs[0].clone(), positions, layout)
+        else:
+            attention.use_layout(layout)
+            out = backbone(inputs_embeds=inputs.clone(), position_ids=positions, use_cache=False).last_hidden_state[0]
+            attention.use_layout(None)
+        found.append((out.float(), arena.keys.float(), arena.values.float()))
+    for got, wanted in zip(found[1], found[0], strict=True):
+        difference = (got - wanted).abs()
+        assert difference.mean() < 4e-3 * wanted.abs().mean()
+        assert difference.max() < 0.05 * wanted.abs().max()
 
 
 class Fused(Cluster):

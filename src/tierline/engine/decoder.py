@@ -15,6 +15,7 @@ from torch import nn
 from tierline.engine.attention import StepLayout, attend
 from tierline.engine.cpu_attention import native
 from tierline.engine.packing import Gated, PackedLinear, PlainLinear, can_pack, is_silu, joined
+from tierline.engine.tiled import TiledStack, can_tile_all
 
 BACKBONES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model"})  # of Transformers: their layers compute the same
 ATTENTION_PARTS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
@@ -34,19 +35,23 @@ def can_fuse(backbone: Any) -> bool:
 
 
 class Decoder:
-    """The backbone's forward. Its weights are copied where they are joined or packed."""
+    """The backbone's forward. Its weights are copied where they are joined, packed or cut into tiles. With `lets_go` what was
+    copied may be deleted: the backbone itself cannot be run any more."""
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, lets_go: bool = False) -> None:
         weight = backbone.embed_tokens.weight
         make = PackedLinear if can_pack(weight.dtype, weight.device) else PlainLinear
         self._rotary = backbone.rotary_emb
-        self._layers = [_Layer(layer, make) for layer in backbone.layers]
+        self._tiled = TiledStack(backbone, lets_go) if can_tile_all(backbone) else None
+        self._layers = [_Layer(layer, make) for layer in backbone.layers if self._tiled is None]
         self._norm = _Norm(backbone.norm)
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, layout: StepLayout) -> torch.Tensor:
         """Last hidden states [rows, hidden] of `x` [rows, hidden], which is used up; `positions` [1, rows]. Rows beyond those
         of `layout` are nobody's."""
         cos, sin = (each[0].contiguous() for each in self._rotary(x, positions))
+        if self._tiled is not None:
+            return self._norm(self._tiled.run(x, cos, sin, layout), None)
         x = x.contiguous()
         added: torch.Tensor | None = None
         for number, layer in enumerate(self._layers):

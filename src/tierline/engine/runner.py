@@ -19,6 +19,7 @@ from tierline.engine.decoder import Decoder, can_fuse
 from tierline.engine.families.text import Positions, TextFamily
 from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
+from tierline.engine.tiled import TiledHead, can_tile
 
 ROWS = 16  # more rows are padded to a multiple of this, where few sizes are better
 
@@ -73,16 +74,19 @@ class ModelRunner:
         return weight
 
     def pack(self) -> None:
-        """Bring the weights into the layout that is fastest on this CPU (`packing.py`)."""
-        if not self.fuse():
+        """Bring the weights into the layout that is fastest on this CPU (`decoder.py`, `packing.py`). The backbone itself
+        cannot be run any more."""
+        if not self.fuse(lets_go=True):
             pack(self._family.backbone)
-        self._head = pack_head(self._family.head)
+        head = self._family.head
+        tiled = isinstance(head, torch.nn.Linear) and getattr(head, "bias", None) is None and can_tile(head.weight)
+        self._head = TiledHead(head.weight) if tiled else pack_head(head)
 
-    def fuse(self) -> bool:
+    def fuse(self, *, lets_go: bool = False) -> bool:
         """Run the backbone in few native calls (`decoder.py`), where that is known to give the same; whether it is."""
         backbone = self._family.backbone
         if can_fuse(backbone):
-            self._decoder = Decoder(backbone)
+            self._decoder = Decoder(backbone, lets_go)
         return self._decoder is not None
 
     def use_graphs(self, graphs: DecodeGraphs) -> None:
