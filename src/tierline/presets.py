@@ -332,6 +332,8 @@ def _static(name: str) -> ServingPreset:
         )
 
     def layout(instances: int) -> tuple[Slot, ...]:
+        if instances and 1 < len(slots) != instances:
+            raise InvalidInput(f"--instances {instances} and policy '{name}' ({len(slots)} instances) do not agree.")
         return parse_layout(text, instances)
 
     split = any(slot.group != "shared" for slot in slots)
