@@ -231,7 +231,6 @@ def main(settings: InstanceSettings, parent: int) -> int:
     """Serve until told to stop, or until the process `parent` is gone; returns the exit code: 2 = it cannot be started as
     it was told to, and the last line says why."""
     began = time.monotonic_ns()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{settings.run_dir}/compiled")  # made when a model is loaded
     wires = Wires(settings)
     try:
         built = build(settings, wires, wires.wake)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -42,10 +43,13 @@ class Host:
 
 class Nursery:
     """`on_started` and `on_ended` are called from its thread. When the fork server dies, so do its instances, and each is
-    told to have ended."""
+    told to have ended. `folder`: for what libraries leave behind; removed by its owner."""
 
-    def __init__(self, host: Host, on_started: Callable[[Started], None], on_ended: Callable[[Ended], None]) -> None:
+    def __init__(
+        self, host: Host, folder: Path, on_started: Callable[[Started], None], on_ended: Callable[[Ended], None]
+    ) -> None:
         self._host = host
+        self._folder = folder
         self._on_started = on_started
         self._on_ended = on_ended
         self._lock = threading.Lock()
@@ -82,7 +86,8 @@ class Nursery:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # Threads of several lanes and processes share the cores: one that waits must not spin on them.
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        own = {"OMP_WAIT_POLICY": "passive", "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "compiled")}
+        environment = {**own, **os.environ, "TOKENIZERS_PARALLELISM": "false"}
         command = [*self._host.command, self._host.python, "-P", "-m", "tierline.engine.forkserver"]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
@@ -138,7 +143,10 @@ class Nursery:
 
 
 def nurseries(
-    hosts: Mapping[str, Host], on_started: Callable[[Started], None], on_ended: Callable[[Ended], None]
+    hosts: Mapping[str, Host],
+    folder: Path,
+    on_started: Callable[[Started], None],
+    on_ended: Callable[[Ended], None],
 ) -> dict[Host, Nursery]:
     """One for each host of these slots."""
-    return {host: Nursery(host, on_started, on_ended) for host in dict.fromkeys(hosts.values())}
+    return {host: Nursery(host, folder, on_started, on_ended) for host in dict.fromkeys(hosts.values())}

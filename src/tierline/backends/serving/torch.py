@@ -132,7 +132,7 @@ class TorchInstances:
         self._met: set[tuple[str, str]] = set()  # pairs of instances that know each other
         self._reader = threading.Thread(target=self._read, name="instances", daemon=True)
         self._reader.start()
-        self._nurseries = nurseries(self._hosts, self._started, self._ended)
+        self._nurseries = nurseries(self._hosts, self._folders.run, self._started, self._ended)
         for slot, settings in templates.items():
             self._start(slot, settings, FIRST_PAUSE_S)
 
