@@ -85,7 +85,7 @@ def test_top_shows_instances_clients_and_decisions(tierline: Tierline, server: s
         assert httpx.post(f"{server}/v1/chat/completions", json=body).status_code == 200
     text = tierline("top", server).out
     assert "instant · policy adaptive · SLO ttft=2s · plays h100:Qwen2.5-VL-7B · 3 instances" in text
-    assert "9 requests live, 2 of them wait for room · 1 instances lost" in text
+    assert "9 requests live, 2 of them wait for room · 1 instance lost" in text
     shown = rows(text)
     names = [row[0] for row in shown if row and row[0] in ("i0", "i2", "i10")]
     assert names == ["i0", "i2", "i10"], "in the order of their slots"

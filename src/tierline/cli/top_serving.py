@@ -33,7 +33,7 @@ def headline(status: ServingStatus) -> str:
     parts.append(f"{count} instance{'' if count == 1 else 's'}")
     parts.append(f"{status.live} requests live, {status.waiting} of them wait for room")
     lost = status.counts.get("instances_lost", 0)
-    parts += [f"{lost} instances lost"] if lost else []
+    parts += [f"{lost} instance{'' if lost == 1 else 's'} lost"] if lost else []
     return " · ".join(parts)
 
 
