@@ -131,18 +131,6 @@ def emp_layout(instances: int) -> tuple[Slot, ...]:
     return (*(Slot(roles, "text") for roles in texts), *(Slot(roles, "multimodal") for roles in others))
 
 
-def merged_layout(instances: int) -> tuple[Slot, ...]:
-    """Half of them encode and prefill, the others do everything; fewer than four all do everything.
-
-    >>> [slot.roles.letters for slot in merged_layout(5)]
-    ['EP', 'EP', 'EPD', 'EPD', 'EPD']
-    """
-    if instances < 4:
-        return coupled_layout(instances)
-    prompts = instances // 2
-    return (Slot(Role.ENCODE | Role.PREFILL),) * prompts + (Slot(),) * (instances - prompts)
-
-
 @dataclass(frozen=True, slots=True)
 class ServingPreset:
     """A system. `elastic`: options of `Elasticity` beside its policies. `blocking_encoding`: preparing and encoding images
@@ -248,10 +236,10 @@ PRESETS: Mapping[str, ServingPreset] = {
         ServingPreset(
             "adaptive",
             "one pool; roles are permissions, groups preferences; a central queue by deadline binds late; chunks keep the "
-            "TPOT promised; caches draw requests; instances change kind by gain and cost",
-            layout=merged_layout,
+            "TPOT promised on average; caches draw requests; where prompts beside decodes would break the TPOT, as few "
+            "instances decode as keep it",
             groups=Choice("soft_share"),
-            stages=Choice("gain_cost", {"prompt_roles": "EP", "decode_roles": "EPD", "pool": True}),
+            stages=Choice("enough_decoders"),
             routing=Choice("late_binding"),
             batching=Choice("slo_chunk"),
         ),

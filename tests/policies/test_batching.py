@@ -1,11 +1,14 @@
 """Every registered batching policy keeps the public contract; relations that were published hold."""
 
+from dataclasses import replace
+
 import pytest
 
 from tierline.core.batch_view import BatchView, SequenceView, Share
 from tierline.core.errors import InvalidInput, UnknownName
 from tierline.core.instance_events import RequestQueued, StepEnded
 from tierline.core.request import Request, Sampling
+from tierline.core.slo import Slo
 from tierline.policies.batching import POLICIES, make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
@@ -103,3 +106,65 @@ def test_sarathi_never_stalls_a_decode_and_fcfs_does():
     """Sarathi-Serve, OSDI 2024, figure 1: generation stalls behind whole prompts."""
     assert stalls("sarathi") == 0
     assert stalls("fcfs") == 3
+
+
+# --- slo_chunk: what prompts get beside decodes, and by themselves
+
+
+class LinearTimes:
+    """5 ms and 20 us a prompt token; a decode costs nothing more."""
+
+    kv_token_bytes = embedding_token_bytes = 1
+    kv_tokens = 10**6
+
+    def iteration_s(self, batch):
+        return 5e-3 + 20e-6 * sum(new for new, _ in batch.chunks)
+
+    def decodes_s(self, decodes, decode_context, steps):
+        return 5e-3 * steps
+
+    def encode_s(self, patches):
+        return 0.0
+
+    def prepare_s(self, patches):
+        return 0.0
+
+    def transfer_s(self, size_bytes):
+        return 0.0
+
+
+def slo_chunk(**options):
+    slo = Slo(ttft_ns=50_000_000, tpot_ns=10_000_000, image_ttft_ns=150_000_000)
+    return make_batching("slo_chunk", {"tpot_share": 1.0, **options}, LinearTimes(), slo)
+
+
+def tokens_of(policy, now_ms, *prompts, decodes=4, budget=4096):
+    view = BatchView(now_ms * 1_000_000, tuple(decode(f"d{at}") for at in range(decodes)), prompts, 10**6, budget, 100)
+    return {share.request_id: share.tokens for share in policy.compose(view) if share.request_id}
+
+
+def test_without_credit_a_chunk_keeps_the_tpot():
+    assert tokens_of(slo_chunk(credit=0.0), 0, prompt("p", 2000)) == {"p": 240}  # 5 ms of 10 are left, in steps of 16
+
+
+def test_credit_is_spent_once_and_earned_again_by_short_iterations():
+    policy = slo_chunk(credit=2.0)
+    assert tokens_of(policy, 0, prompt("p", 2000))["p"] > 1200  # 10 and 20 ms
+    assert tokens_of(policy, 30, prompt("q", 2000))["q"] <= 256  # it is spent
+    assert tokens_of(policy, 200, prompt("r", 2000))["r"] > 1200  # decodes alone took 5 ms instead of 10 since
+
+
+def test_a_small_prompt_spends_little():
+    policy = slo_chunk(credit=2.0)
+    tokens_of(policy, 0, prompt("p", 300))
+    assert tokens_of(policy, 11, prompt("q", 2000))["q"] > 1100
+
+
+def test_alone_a_pressing_prompt_is_done_at_once_and_one_that_can_wait_in_chunks():
+    text = prompt("text", 1100)
+    image = replace(prompt("image", 1100), has_images=True)  # its deadline is 150 ms away, text's 50 ms
+    policy = slo_chunk(alone_tokens=512)
+    assert tokens_of(policy, 0, text, image, decodes=0) == {"text": 1100}
+    assert tokens_of(policy, 0, image, decodes=0) == {"image": 512}
+    assert tokens_of(policy, 100, image, decodes=0) == {"image": 1100}  # by now it presses, too
+    assert tokens_of(policy, 149, image, decodes=0) == {"image": 512}  # and now it is too late for it

@@ -15,6 +15,7 @@ from tierline.policies import groups, scale, stages
 from tierline.policies.groups import make_groups
 from tierline.policies.scale import make_scale
 from tierline.policies.stages import make_stages
+from tierline.policies.stages.enough_decoders import EnoughDecoders, steady_tpot_s
 from tierline.policies.stages.gain_cost import moving_cost, prompts_gain, slowdown
 from tierline.policies.stages.paper import equation_2_cost, equation_2_gain, equation_3_cost, equation_3_gain
 
@@ -300,3 +301,57 @@ def test_one_is_stopped_when_fewer_have_been_enough_for_long():
 
 def test_stages_of_modalities():
     assert stages_of("text") == Role.PREFILL | Role.DECODE and stages_of("multimodal") == ALL_ROLES
+
+
+# --- enough_decoders
+
+
+def asking(prefill, decode, encode=0.0, members=8, decoders=8, tpot_ms=25):
+    """Eight instances, of which the first `decoders` decode; demand in instances."""
+    each = [member(f"i{at}", "EPD" if at < decoders else "EP", decodes=2) for at in range(members)]
+    demand = Demand("text", rate=1.0, encode=encode, prefill=prefill, decode=decode)
+    return replace(fleet(*each, text=demand, mean_tpot_s=0.02), slo=Slo(tpot_ns=tpot_ms * 1_000_000))
+
+
+def test_steady_tpot():
+    """10 ms without sequences; half of the time for prompts doubles it; no more than all of the time can be asked for."""
+    assert steady_tpot_s(0, 0, 0.0, RATES) == pytest.approx(10e-3)
+    assert steady_tpot_s(0, 0, 0.5, RATES) == pytest.approx(20e-3)
+    tpot_s = steady_tpot_s(4000, 0, 0.2, RATES)  # 4000 T sequences of 0.1 ms, a fifth for prompts
+    assert tpot_s == pytest.approx(10e-3 + 4000 * tpot_s * 1e-4 + 0.2 * tpot_s)
+    assert steady_tpot_s(10_000, 0, 0.0, RATES) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "tpot_ms", "decoders"),
+    [
+        (0.5, 0.5, 25, 8),  # light: prompts hardly disturb
+        (5.0, 1.0, 25, 3),  # they would: three decode
+        (5.0, 1.0, 100, 8),  # nobody has promised as much
+        (6.0, 6.0, 11, 8),  # no half of them could keep that: all help
+    ],
+)
+def test_as_many_decode_as_keep_the_tpot(prefill, decode, tpot_ms, decoders):
+    policy = EnoughDecoders(RATES)
+    proposals = policy.propose(asking(prefill, decode, tpot_ms=tpot_ms))
+    assert sum(Role.DECODE not in each.roles for each in proposals) == 8 - decoders
+    assert all(isinstance(each, SetRoles) and each.roles == Role.ENCODE | Role.PREFILL for each in proposals)
+
+
+def test_seats_ask_for_decoders():
+    """The same demand, but few sequences fit on an instance."""
+    assert EnoughDecoders(RATES, seats=1000).wanted(asking(4.0, 1.0)) == 3
+    assert EnoughDecoders(RATES, seats=20).wanted(asking(4.0, 1.0)) == 8
+
+
+def test_all_do_everything_again_when_it_is_quiet():
+    proposals = EnoughDecoders(RATES).propose(asking(0.3, 0.3, decoders=3))
+    assert {(each.instance, each.roles) for each in proposals} == {(f"i{at}", ALL_ROLES) for at in range(3, 8)}
+
+
+def test_near_the_border_nothing_changes():
+    """A demand that lies between the two answers changes nobody in either state."""
+    policy = EnoughDecoders(RATES)
+    border = next(at / 20 for at in range(120) if policy.wanted(asking(at / 20, 1.0)) < 8)
+    assert policy.propose(asking(border, 1.0, decoders=8)) == ()
+    assert policy.propose(asking(border, 1.0, decoders=3)) == ()

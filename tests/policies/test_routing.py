@@ -12,6 +12,7 @@ from tierline.core.request import ALL_ROLES, Request, Role, Sampling
 from tierline.core.routing_view import WAIT, InstanceView, RequestView
 from tierline.core.serving_actions import QueueAttempt
 from tierline.core.serving_events import InstanceJoined, InstanceSaid, RequestSubmitted
+from tierline.core.slo import Slo
 from tierline.policies.routing import POLICIES, make_routing
 from tierline.schedulers.serving import ServingScheduler
 
@@ -131,3 +132,42 @@ def mean_wait(name, seed, instances=4, requests=300):
 
 def test_least_loaded_waits_less_than_round_robin_where_lengths_differ():
     assert all(mean_wait("least_loaded", seed) < 0.8 * mean_wait("round_robin", seed) for seed in range(5))
+
+
+# --- late_binding: who passes whom, and where an image is encoded
+
+
+def binding(**options):
+    slo = Slo(ttft_ns=50_000_000, tpot_ns=20_000_000, image_ttft_ns=150_000_000)
+    return make_routing("late_binding", options, slo=slo)
+
+
+def busy(name, prompts=0, texts=0, barred=0, each_s=0.1, encode_s=0.0):
+    return InstanceView(
+        name, ALL_ROLES, 1000 * prompts, 0, int(encode_s > 0), 900, 1000, prompts=prompts, prefill_s=each_s * prompts,
+        barred=barred, barred_tokens=1000 * barred, barred_s=each_s * barred, texts=texts, texts_s=each_s * texts,
+        encode_s=encode_s,
+    )  # fmt: skip
+
+
+def test_text_passes_images_at_an_instance_but_waits_for_text():
+    text = RequestView("t", prompt_tokens=1000, prefill_s=0.02)
+    crowded_by_images, crowded_by_texts = busy("images", prompts=6), busy("texts", prompts=3, texts=3)
+    policy = binding()
+    assert policy.choose(Role.PREFILL, (crowded_by_images, crowded_by_texts), text, 0) == "images"
+    assert policy.choose(Role.PREFILL, (crowded_by_texts,), text, 0) == WAIT
+    assert binding(by_deadline=False).choose(Role.PREFILL, (crowded_by_images,), text, 0) == WAIT
+
+
+def test_a_request_with_images_is_bound_at_once_so_that_they_are_encoded_meanwhile():
+    images = RequestView("m", prompt_tokens=1000, image_tokens=500, images=1, prefill_s=0.02, encode_s=0.01)
+    assert binding().choose(Role.PREFILL, (busy("i0", prompts=3), busy("i1", prompts=5)), images, 0) == "i0"
+    assert binding(most_barred=4).choose(Role.PREFILL, (busy("i0", prompts=4, barred=4),), images, 0) == WAIT
+
+
+def test_an_image_is_encoded_at_home_unless_something_runs_beside_it():
+    """Its own prompt waits for it and is in nobody's way."""
+    images = RequestView("m", prompt_tokens=1000, images=1, prefill_s=0.1, home="home")
+    alone, elsewhere = busy("home", prompts=1, barred=1), busy("else")
+    assert binding().choose(Role.ENCODE, (elsewhere, alone), images, 0) == "home"
+    assert binding().choose(Role.ENCODE, (elsewhere, busy("home", prompts=3, barred=1)), images, 0) == "else"

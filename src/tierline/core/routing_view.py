@@ -49,7 +49,7 @@ class InstanceView:
     `prompts`: requests sent there whose prompt is not done; `prefill_s`, `encode_s`: predicted for what was sent there and is
     not done, by itself; `context_tokens`: positions of its `decoding` sequences; `decode_s`: predicted iteration of these.
     `barred`: of its `prompts`, those whose images are still under way; `barred_tokens`, `barred_s`: what these are of
-    `prefill_tokens` and `prefill_s`."""
+    `prefill_tokens` and `prefill_s`. `texts`, `texts_s`: of its `prompts` and `prefill_s`, those without images."""
 
     name: str
     roles: Role
@@ -67,6 +67,8 @@ class InstanceView:
     barred: int = 0
     barred_tokens: int = 0
     barred_s: float = 0.0
+    texts: int = 0
+    texts_s: float = 0.0
 
     @property
     def idle(self) -> bool:

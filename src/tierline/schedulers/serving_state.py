@@ -124,6 +124,8 @@ class Server:
     barred: int = 0
     barred_tokens: int = 0
     barred_s: float = 0.0
+    texts: int = 0
+    texts_s: float = 0.0
     images: set[str] = field(default_factory=set)
     news: int = 0  # how often it has told that it may have room
     switches: int = 0  # role changes that a batch has confirmed
@@ -142,6 +144,9 @@ class Server:
         self.prompts[live.request_id] = live
         self.prefill_tokens += live.charged_tokens
         self.prefill_s += live.prefill_s
+        if not live.request.images:
+            self.texts += 1
+            self.texts_s += live.prefill_s
         self._view = None
 
     def drop_prompt(self, live: Live) -> None:
@@ -150,6 +155,9 @@ class Server:
         self.prefill_tokens -= live.charged_tokens
         # Of sums of floats that come and go something would be left; an empty queue is empty.
         self.prefill_s = self.prefill_s - live.prefill_s if self.prompts else 0.0
+        if not live.request.images:
+            self.texts -= 1
+            self.texts_s = self.texts_s - live.prefill_s if self.texts else 0.0
         self._view = None
 
     def bar(self, live: Live, barred: bool) -> None:
@@ -213,5 +221,7 @@ class Server:
                 self.barred,
                 self.barred_tokens,
                 self.barred_s,
+                self.texts,
+                self.texts_s,
             )
         return self._view

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tierline.core.batch_view import EVERY_DECODE, BatchView, SequenceView, Share
+from tierline.core.batch_view import EVERY_DECODE, BatchView, Decodes, SequenceView, Share
 from tierline.core.slo import Slo
 from tierline.core.stage_times import BatchShape, StageTimes
 from tierline.perf.serving_demand import StageRates
@@ -18,33 +18,42 @@ DECODES_STEP = (
 CONTEXT_STEP = 8192
 CACHED_STEP = 2048
 TOKENS_STEP = 16
+BOUND_STEP_S = 1e-3
+BIG = 1 << 30
 
 
 @dataclass(slots=True)
 class SloChunk:
     """Idea: every decode goes on in every iteration, and prompts get as many tokens beside them as keep the predicted
-    iteration within the TPOT promised; the earliest deadline first, those that will be late anyway last, until they come
-    again.
+    iteration within the TPOT promised, on average: what iterations were shorter is credit for a longer one, so that a prompt
+    that comes to a quiet instance is done at once. The earliest deadline first, those that will be late anyway last, until
+    they come again.
 
     Source: Sarathi-Serve (OSDI 2024) for chunks; FlowPrefill (2602.16603) for deadlines and slack.
     Inputs: begun and waiting prompts, decodes in sum, budget, free blocks, predicted times. Memory: answers of `times`, until
-    these are fitted anew. Cost: one sort of the begun and the viewed waiting.
-    `tpot_share`: of the TPOT promised an iteration may take so much. `least_tokens`: so many prompt tokens always go on, also
-    when the decodes alone take too long. `chunk_tokens`: the chunk beside decodes where there are no `times`.
+    these are fitted anew; the debt. Cost: one sort of the begun and the viewed waiting.
+    `tpot_share`: of the TPOT promised an iteration may take so much. `credit`: by so many times the TPOT promised iterations
+    may be longer in sum before shorter ones have made up for it. `least_tokens`: so many prompt tokens always go on, also
+    when the decodes alone take too long. `alone_tokens`: the chunk where nobody decodes; the longer it is, the longer an
+    urgent prompt that comes now waits. `chunk_tokens`: the chunk beside decodes where there are no `times`.
     """
 
     chunked: ClassVar[bool] = True
     times: StageTimes | None = None
     slo: Slo = field(default_factory=Slo)
-    tpot_share: float = 0.95
+    tpot_share: float = 0.8
+    credit: float = 4.0
     least_tokens: int = 64
+    alone_tokens: int = 768
     chunk_tokens: int = 512
     patience_ns: int = 10_000_000_000
     priority_ns: int = 1_000_000_000
     by_deadline: bool = True
     _rates: StageRates | None = None
-    _allowed: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
+    _allowed: dict[tuple[int, int, int, int, int], tuple[int, float]] = field(default_factory=dict)
     _version: int = 0  # of `times`, that the above are from
+    _debt_s: float = 0.0  # by so much iterations with prompts were longer, less what those without were shorter,
+    _since_ns: int = 0  # when the last with prompts was to end
 
     def compose(self, view: BatchView) -> tuple[Share, ...]:
         decodes, begun = view.decodes, view.begun
@@ -60,7 +69,11 @@ class SloChunk:
         if not prompts:
             return tuple(shares)
         room = view.token_budget - decodes.count
-        budget = min(room, self._bearable(decodes.count, decodes.context_tokens, prompts[0].context_tokens, room))
+        if decodes.count:
+            budget, long_s = self._bearable(view.now_ns, decodes, prompts[0].context_tokens, room)
+        else:
+            budget, long_s = min(room, self._alone(view.now_ns, prompts[0])), 0.0
+        allowed = budget
         seats, free = view.sequence_limit - decodes.count - len(begun), view.free_blocks
         for sequence in prompts:
             if budget <= 0:
@@ -73,14 +86,14 @@ class SloChunk:
             tokens = min(sequence.ready_tokens, budget)
             shares.append(Share(sequence.request_id, tokens))
             budget -= tokens
+        if long_s and budget < allowed:
+            self._owe(view.now_ns, decodes, long_s, (allowed - budget) / allowed)
         return tuple(shares)
 
     def _place(self, sequence: SequenceView, now_ns: int) -> tuple[float, float]:
-        if self._rates is None:
-            self._rates = StageRates.of(self.times) if self.times is not None else StageRates()
         positions = sequence.context_tokens + sequence.left_tokens
         deadline_ns = sequence.arrived_ns + self.slo.ttft_of(positions, int(sequence.has_images))
-        service_s = self._rates.prefill_token_s * sequence.left_tokens
+        service_s = self._rates_of().prefill_token_s * sequence.left_tokens
         return place(
             now_ns,
             sequence.arrived_ns,
@@ -91,32 +104,69 @@ class SloChunk:
             self.priority_ns,
         )
 
-    def _bearable(self, decodes: int, context_tokens: int, cached_tokens: int, most: int) -> int:
-        """Prompt tokens that keep the iteration within the TPOT promised: the largest such multiple of `TOKENS_STEP`, at
-        least `least_tokens`."""
-        if not decodes:
-            return most
+    def _alone(self, now_ns: int, first: SequenceView) -> int:
+        """Tokens of an iteration without decodes: all of the first prompt where that presses, so that it is done at once."""
+        self._debt_s = 0.0
+        if not self.by_deadline:
+            return BIG
+        hopeless, deadline_ns = self._place(first, now_ns)
+        waits_ns = deadline_ns - now_ns - self._rates_of().prefill_token_s * first.left_tokens * 1e9
+        presses = not hopeless and waits_ns < self.slo.ttft_ns
+        return max(self.alone_tokens, first.ready_tokens) if presses else self.alone_tokens
+
+    def _bearable(self, now_ns: int, decodes: Decodes, cached_tokens: int, most: int) -> tuple[int, float]:
+        """Prompt tokens that keep the iteration within the TPOT promised and the credit: the largest such multiple of
+        `TOKENS_STEP`, at least `least_tokens`; and how long it will be with them (0 = no matter)."""
         if self.times is None:
-            return self.chunk_tokens
+            return min(most, self.chunk_tokens), 0.0
         if isinstance(self.times, OnlineTimes) and self.times.version != self._version:
             self._version, self._allowed, self._rates = self.times.version, {}, None
-        key = (-(-decodes // DECODES_STEP), -(-context_tokens // CONTEXT_STEP), -(-cached_tokens // CACHED_STEP), most)
+        tpot_s = self.slo.tpot_ns / 1e9
+        decode_s, over_s = self._decode_s(decodes), max(0, now_ns - self._since_ns) / 1e9
+        self._debt_s = max(0.0, self._debt_s - over_s * (self.tpot_share * tpot_s / decode_s - 1))
+        self._since_ns = max(now_ns, self._since_ns)
+        bound_s = self.tpot_share * tpot_s + max(0.0, self.credit * tpot_s - self._debt_s)
+        key = (
+            -(-decodes.count // DECODES_STEP),
+            -(-decodes.context_tokens // CONTEXT_STEP),
+            -(-cached_tokens // CACHED_STEP),
+            most,
+            int(bound_s / BOUND_STEP_S),
+        )
         known = self._allowed.get(key)
         if known is None:
             known = self._allowed[key] = self._search(*key)
         return known
 
-    def _search(self, decodes: int, context: int, cached: int, most: int) -> int:
+    def _rates_of(self) -> StageRates:
+        if self._rates is None:
+            self._rates = StageRates.of(self.times) if self.times is not None else StageRates()
+        return self._rates
+
+    def _decode_s(self, decodes: Decodes) -> float:
+        return self._rates_of().decode_s(decodes.count, decodes.context_tokens)
+
+    def _owe(self, now_ns: int, decodes: Decodes, long_s: float, part: float) -> None:
+        """The iteration has so great a part of the tokens with which it would take `long_s`."""
+        decode_s = self._decode_s(decodes)
+        iteration_s = decode_s + part * max(0.0, long_s - decode_s)
+        self._debt_s = max(0.0, self._debt_s + iteration_s - self.tpot_share * self.slo.tpot_ns / 1e9)
+        self._since_ns = now_ns + round(iteration_s * 1e9)
+
+    def _search(self, decodes: int, context: int, cached: int, most: int, bound: int) -> tuple[int, float]:
         assert self.times is not None
-        bound_s = self.tpot_share * self.slo.tpot_ns / 1e9
+
+        def iteration_s(tokens: int) -> float:
+            assert self.times is not None
+            chunks = ((tokens, cached * CACHED_STEP),)
+            return self.times.iteration_s(BatchShape(chunks, decodes * DECODES_STEP, context * CONTEXT_STEP))
+
         low, high = 0, most // TOKENS_STEP
         while low < high:
             middle = (low + high + 1) // 2
-            shape = BatchShape(
-                ((middle * TOKENS_STEP, cached * CACHED_STEP),), decodes * DECODES_STEP, context * CONTEXT_STEP
-            )
-            if self.times.iteration_s(shape) <= bound_s:
+            if iteration_s(middle * TOKENS_STEP) <= bound * BOUND_STEP_S:
                 low = middle
             else:
                 high = middle - 1
-        return max(low * TOKENS_STEP, self.least_tokens)
+        tokens = min(most, max(low * TOKENS_STEP, self.least_tokens))
+        return tokens, iteration_s(tokens)

@@ -35,7 +35,8 @@ class LateBinding:
     ahead_s: float = 0.05
     ahead_prompts: int = 2
     most_barred: int = 16
-    cross_s: float = 0.05
+    cross_s: float = 0.002
+    step_s: float = 0.05
     kv_share: float = 0.95
     overlap: float = 0.5
     least_share: float = 0.1
@@ -68,14 +69,25 @@ class LateBinding:
 
     def _prefill(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         own_s, tpot_s, modality = request.prefill_s, self.slo.tpot_ns / 1e9, request.modality
+        # Deadlines of text are earlier than those of images, so it passes them at an instance as well as in the line here.
+        passes = not request.images and self.by_deadline and self.slo.image_ttft_ns > self.slo.ttft_ns
+        making = request.images > 0
         cached, embedded = request.cached, request.embedded
         encode_token_s = request.encode_s / request.image_tokens if request.image_tokens else 0.0
         best, least = WAIT, float("inf")
         for each in instances:
             queued_s = each.prefill_s
-            ready, ready_s = each.prompts - each.barred, queued_s - each.barred_s
-            if (ready >= self.ahead_prompts and ready_s > self.ahead_s) or each.barred >= self.most_barred:
-                continue
+            if passes:  # but the iteration that is under way
+                queued_s = each.texts_s + min(self.step_s, queued_s - each.barred_s - each.texts_s)
+            if making:
+                if each.barred >= self.most_barred:
+                    continue
+            else:
+                ready, ready_s = each.prompts - each.barred, queued_s - each.barred_s
+                if passes:
+                    ready, ready_s = each.texts, each.texts_s
+                if ready >= self.ahead_prompts and ready_s > self.ahead_s:
+                    continue
             if each.total_blocks and (each.decoding or each.prompts):
                 needed = (each.prefill_tokens + request.prompt_tokens) / self.block_tokens
                 if each.free_blocks - needed < (1 - self.kv_share) * each.total_blocks:
@@ -110,6 +122,10 @@ class LateBinding:
         way_s = self.rates.transfer_base_s
 
         def ends_s(each: InstanceView) -> float:
-            return each.encode_s + self.overlap * each.prefill_s + (0.0 if each.name == request.home else way_s)
+            # Prompts without their images, the one's own among them, do not run beside it.
+            beside_s = self.overlap * (each.prefill_s - each.barred_s)
+            if each.name == request.home:
+                return each.encode_s + max(0.0, beside_s - self.overlap * request.prefill_s)
+            return each.encode_s + beside_s + way_s
 
         return min(instances, key=ends_s).name

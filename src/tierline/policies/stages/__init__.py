@@ -11,6 +11,7 @@ from tierline.perf.serving_demand import StageRates
 from tierline.policies import registry
 
 POLICIES: Mapping[str, str] = {
+    "enough_decoders": "tierline.policies.stages.enough_decoders:EnoughDecoders",
     "gain_cost": "tierline.policies.stages.gain_cost:GainCost",
     "paper": "tierline.policies.stages.paper:PaperStages",
     "thresholds": "tierline.policies.stages.thresholds:Thresholds",

@@ -1,0 +1,336 @@
+"""Serving policies judged on a grid of workloads, simulated: goodput at fixed parts of the coupled baseline's own capacity.
+
+Setting. 8 H100s, Qwen2.5-VL-7B; ServeGen's image service mixed with Azure's conversations (`workloads/serving/judged.py`).
+
+- SLO: the mean TTFT of text and of image requests, and the mean TPOT, of `coupled` at 4 requests/s (mm_share 0.5, seed 1000),
+  times 10, 5, 3 and 2. Milliseconds, the same for all systems and cells.
+- Capacity: the highest rate at which attainment is at least 90 % of what it is for `coupled` at 4 requests/s (at 2 x the SLO
+  some prompts cannot meet it on an idle device), by bisection to 3 %, of the best `coupled` variant of the cell; seed 1000.
+- Judged at 50, 80, 95 and 110 % of that, seeds 0, 1, ... in pairs; the ratio to the best `coupled` variant of the same cell,
+  SLO and rate has a 95 % interval (t, over seeds). Tuning used seeds 100 and above only.
+- Everything is in FILE as soon as it is run; the same command goes on from there. `--minutes` ends it in time.
+
+    python benchmarks/serving_grid.py DATA/serving --quick
+    python benchmarks/serving_grid.py DATA/serving
+    python benchmarks/serving_grid.py DATA/serving --summary
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tierline import __version__
+from tierline import serving_experiments as experiments
+from tierline.core.served_trace import ServedTrace
+from tierline.core.slo import Slo
+from tierline.experiments import spread
+from tierline.presets import ServingPreset, parse_layout, preset_of
+from tierline.runtime import serving_report
+from tierline.workloads.serving import judged
+from tierline.workloads.serving.judged import Load
+from tierline.workloads.serving.judged import cells as all_cells
+
+TIMES, INSTANCES = "h100:Qwen2.5-VL-7B", 8
+LIGHT_RATE, CAPACITY_SEED = 4.0, 1000
+REACHED = 0.9  # of the attainment at light load
+PARTS = (0.5, 0.8, 0.95, 1.1)
+COUPLED = ("coupled", "coupled-512", "coupled+inline", "coupled-512+inline")
+OTHERS = ("emp", "emp-release", "coupled-2024")
+LEFT_OUT = tuple(
+    f"{name}-{part}"
+    for name in ("adaptive", "emp")
+    for part in ("groups", "elasticity", "cache", "overlap", "deadlines")
+)
+FEW_STATIC = ("static:4EP4EPD", "static:2E2P4D", "static:1P1D+2E2P2D")
+ATTEMPT = 0.03
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run. `side_parts`: rates at which all but adaptive and coupled run; `side_seeds`: with so many seeds."""
+
+    cells: tuple[tuple[float, float, Load], ...]
+    factors: tuple[float, ...]
+    seconds: float
+    seeds: int
+    coupled: tuple[str, ...]
+    side: tuple[str, ...]
+    side_parts: tuple[float, ...]
+    side_seeds: int
+
+
+QUICK = Sizes(
+    (
+        (0.5, 0.0, "stationary"),
+        (0.5, 0.0, "bursts"),
+        (0.8, 0.0, "drift"),
+        (0.2, 0.0, "stationary"),
+        (0.8, 0.0, "stationary"),
+    ),
+    (3.0, 2.0),
+    20.0,
+    2,
+    COUPLED[:2],
+    (
+        "emp",
+        "coupled-2024",
+        "static:4EP4EPD",
+        "static:1P1D+2E2P2D",
+        "adaptive-elasticity",
+        "adaptive-deadlines",
+        "adaptive-groups",
+    ),
+    (0.95,),
+    1,
+)
+
+
+def full() -> Sizes:
+    side = (*OTHERS, *LEFT_OUT, *static_splits(INSTANCES))
+    return Sizes(tuple(all_cells()), (10.0, 5.0, 3.0, 2.0), 120.0, 5, COUPLED, side, PARTS, 5)
+
+
+def static_splits(instances: int) -> tuple[str, ...]:
+    """Every split into E, P and D, and into EP and D; and into a text group P and D and a multimodal one E, P and D."""
+    found = []
+    for encode in range(1, instances - 1):
+        for prefill in range(1, instances - encode):
+            found.append(f"static:{encode}E{prefill}P{instances - encode - prefill}D")
+    found += [f"static:{prompts}EP{instances - prompts}D" for prompts in range(1, instances)]
+    found += [f"static:{prompts}EP{instances - prompts}EPD" for prompts in range(1, instances)]
+    for text in range(2, instances - 2):
+        for p in range(1, text):
+            for e in range(1, instances - text - 1):
+                for q in range(1, instances - text - e):
+                    found.append(f"static:{p}P{text - p}D+{e}E{q}P{instances - text - e - q}D")
+    return tuple(found)
+
+
+def system(name: str) -> ServingPreset:
+    """A preset, or one with `+inline`: images are encoded between iterations."""
+    base, plus, _ = name.partition("+inline")
+    preset = preset_of(base)
+    return replace(preset, name=name, encode_overlap=False) if plus else preset
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Light-load means of `coupled`, in seconds, and their multiple."""
+
+    text_s: float
+    image_s: float
+    tpot_s: float
+
+    def slo(self, factor: float) -> Slo:
+        ttft, image, tpot = (round(factor * each * 1e9) for each in (self.text_s, self.image_s, self.tpot_s))
+        return Slo(ttft, tpot, image)
+
+
+class Grid:
+    def __init__(self, data: Path, file: Path, sizes: Sizes, until_s: float) -> None:
+        self.data, self.file, self.sizes, self.until_s = data, file, sizes, until_s
+        self.found: dict[str, Any] = (
+            json.loads(file.read_text()) if file.exists() else {"tierline": __version__, "runs": {}}
+        )
+        self.judge: Judge | None = None
+
+    @lru_cache(maxsize=6)  # noqa: B019
+    def trace(self, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int) -> ServedTrace:
+        mm_share, repeat, load = cell
+        return judged(self.data, rate, seconds, mm_share=mm_share, repeat=repeat, load=load, seed=seed)
+
+    def run(
+        self, name: str, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int, factor: float
+    ) -> Any:
+        """The row of a run, from the file if it is there."""
+        key = f"{name}|{cell[0]:g},{cell[1]:g},{cell[2]}|{rate:g}|{seconds:g}|{seed}|{factor:g}"
+        if key not in self.found["runs"]:
+            if time.monotonic() > self.until_s:
+                raise TimeoutError
+            assert self.judge is not None or factor == 0
+            slo = self.judge.slo(factor) if self.judge and factor else Slo(1_000_000_000, 40_000_000)
+            self.found["runs"][key] = self._simulate(name, self.trace(rate, seconds, cell, seed), slo)
+            scratch = self.file.with_suffix(".part")
+            scratch.write_text(json.dumps(self.found, indent=0) + "\n")
+            scratch.replace(self.file)
+        return self.found["runs"][key]
+
+    def _simulate(self, name: str, trace: ServedTrace, slo: Slo) -> dict[str, Any]:
+        setup = experiments.ServingSetup(TIMES, INSTANCES, slo)
+        backend, scheduler = experiments.simulate(trace, system(name), setup)
+        outcomes = backend.outcomes()
+        text = experiments.judge(outcomes, setup)
+        image_setup = replace(setup, slo=Slo(slo.image_ttft_ns or slo.ttft_ns, slo.tpot_ns))
+        parts = {"text": text.text, "images": experiments.judge(outcomes, image_setup).images}
+        counts = experiments.counts_of(backend, scheduler, outcomes)
+        row: dict[str, Any] = {"workload": trace.workload_hash, "requests": len(outcomes)}
+        row["goodput_per_device"] = sum(each.goodput_per_device for each in parts.values())
+        met = sum(each.attainment * each.requests for each in parts.values() if each.requests)
+        row["attainment"] = met / text.all.requests
+        for kind, report in (("all", text.all), *parts.items()):
+            if kind != "all":
+                row[f"{kind}_attainment"] = report.attainment
+            for figure in ("ttft", "tpot"):
+                latencies: serving_report.Latencies = getattr(report, figure)
+                for part in ("mean", "p50", "p90", "p99"):
+                    row[f"{kind}_{figure}_{part}"] = round(getattr(latencies, part), 6)
+        row["moves"], row["role_changes"] = counts.get("moves", 0), counts.get("role_changes", 0)
+        return row
+
+    # --- the grid
+
+    def all(self) -> None:
+        light = self.run("coupled", LIGHT_RATE, 120.0, (0.5, 0.0, "stationary"), CAPACITY_SEED, 0.0)
+        self.judge = Judge(light["text_ttft_mean"], light["images_ttft_mean"], light["all_tpot_mean"])
+        self.found["light"] = vars(self.judge)
+        for cell in self.sizes.cells:
+            for factor in self.sizes.factors:
+                self.cell(cell, factor)
+
+    def cell(self, cell: tuple[float, float, Load], factor: float) -> None:
+        sizes = self.sizes
+        seconds = 60.0 if cell[2] == "bursts" and sizes.seconds < 60 else sizes.seconds
+        light = self.run("coupled", LIGHT_RATE, 120.0, cell, CAPACITY_SEED, factor)["attainment"]
+        capacities = {
+            name: self.capacity(name, cell, factor, REACHED * light, seconds) for name in (*sizes.coupled, "adaptive")
+        }
+        best = max(capacities[name] for name in sizes.coupled)
+        entry = {"capacity": capacities, "light_attainment": light, "seconds": seconds}
+        label = f"{cell[0]:g},{cell[1]:g},{cell[2]}|{factor:g}"
+        self.found.setdefault("cells", {})[label] = entry
+        rates = {part: float(f"{part * best:.3g}") for part in PARTS}
+        for part in sorted(PARTS, reverse=True):
+            for seed in range(sizes.seeds):
+                for name in (*sizes.coupled, "adaptive"):
+                    self.run(name, rates[part], seconds, cell, seed, factor)
+        for part in sizes.side_parts:
+            for seed in range(sizes.side_seeds):
+                for name in sizes.side:
+                    self.run(name, rates[part], seconds, cell, seed, factor)
+        print(label, {name: round(rate, 1) for name, rate in capacities.items()}, flush=True)
+
+    def capacity(
+        self, name: str, cell: tuple[float, float, Load], factor: float, least: float, seconds: float
+    ) -> float:
+        low, high = 32.0, 256.0
+        while high / low > 1 + ATTEMPT * 2:
+            rate = float(f"{math.sqrt(low * high):.3g}")
+            if self.run(name, rate, seconds, cell, CAPACITY_SEED, factor)["attainment"] >= least:
+                low = rate
+            else:
+                high = rate
+        return low
+
+
+# --- the summary
+
+
+def summary(found: dict[str, Any]) -> str:
+    lines: list[str] = []
+    light = found["light"]
+    lines.append(
+        f"SLO at 1 x: TTFT {light['text_s'] * 1e3:.1f} ms (text), {light['image_s'] * 1e3:.1f} ms (images), TPOT "
+        f"{light['tpot_s'] * 1e3:.2f} ms.\n"
+    )
+    lines += [
+        "| cell (images, repeats, load) | SLO | coupled, requests/s | adaptive | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for label, entry in found.get("cells", {}).items():
+        cell, factor = label.split("|")
+        capacities = entry["capacity"]
+        best = max((name for name in capacities if name != "adaptive"), key=lambda each: capacities[each])
+        ratio = capacities["adaptive"] / capacities[best]
+        lines.append(
+            f"| {cell} | {factor} x | {capacities[best]:.0f} ({best}) | {capacities['adaptive']:.0f} | {ratio:.2f} |"
+        )
+    for label, entry in found.get("cells", {}).items():
+        lines += ["", *_cell_table(found["runs"], label, entry)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell_table(runs: dict[str, Any], label: str, entry: dict[str, Any]) -> list[str]:
+    cell, factor = label.split("|")
+    best = max(rate for name, rate in entry["capacity"].items() if name != "adaptive")
+    lines = [
+        f"**{cell}, SLO {factor} x**",
+        "",
+        "| rate | system | goodput/device | / best coupled | attainment | text | images | TTFT mean, p99, ms "
+        "| TPOT mean, p99, ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for part in PARTS:
+        rate = float(f"{part * best:.3g}")
+        by_name: dict[str, dict[int, Any]] = {}
+        for key, row in runs.items():
+            name, where, at, seconds, seed, times = key.split("|")
+            if (where, float(at), times, float(seconds)) == (cell, rate, factor, entry["seconds"]) and int(seed) < 100:
+                by_name.setdefault(name, {})[int(seed)] = row
+        coupled = {name: rows for name, rows in by_name.items() if name in COUPLED}
+        if not coupled:
+            continue
+        goodput = {name: _mean(rows, "goodput_per_device") for name, rows in coupled.items()}
+        reference = coupled[max(goodput, key=lambda each: goodput[each])]
+        for name in sorted(by_name, key=lambda each: -_mean(by_name[each], "goodput_per_device")):
+            rows = by_name[name]
+            ratios = [
+                rows[seed]["goodput_per_device"] / reference[seed]["goodput_per_device"]
+                for seed in rows
+                if seed in reference and reference[seed]["goodput_per_device"]
+            ]
+            lines.append(
+                f"| {part:.0%} ({rate:g}/s) | {name} | {_mean(rows, 'goodput_per_device'):.2f} | {_ratio(ratios)} "
+                f"| {_mean(rows, 'attainment'):.3f} | {_mean(rows, 'text_attainment'):.3f} "
+                f"| {_mean(rows, 'images_attainment'):.3f} | {1e3 * _mean(rows, 'all_ttft_mean'):.0f}, "
+                f"{1e3 * _mean(rows, 'all_ttft_p99'):.0f} | {1e3 * _mean(rows, 'all_tpot_mean'):.1f}, "
+                f"{1e3 * _mean(rows, 'all_tpot_p99'):.1f} |"
+            )
+    return lines
+
+
+def _mean(rows: dict[int, Any], figure: str) -> float:
+    total: float = sum(row[figure] for row in rows.values())
+    return total / len(rows)
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "-"
+    if len(ratios) < 2:
+        return f"{ratios[0]:.2f}"
+    each = spread(ratios)
+    return f"{each.mean:.2f} ± {each.half:.2f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with servegen_mm_image/ and azure/")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; the next call goes on")
+    parser.add_argument("--file", type=Path, default=Path("docs/results/serving_grid.json"))
+    parser.add_argument("--summary", action="store_true", help="only print the Markdown of what is there")
+    given = parser.parse_args()
+    for layout in FEW_STATIC:
+        parse_layout(layout.removeprefix("static:"), INSTANCES)
+    grid = Grid(given.data, given.file, QUICK if given.quick else full(), time.monotonic() + 60 * given.minutes)
+    if not given.summary:
+        try:
+            grid.all()
+        except TimeoutError:
+            print("time is up; the same command goes on from here", file=sys.stderr)
+        given.file.write_text(json.dumps(grid.found, indent=0) + "\n")
+    print(summary(grid.found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
