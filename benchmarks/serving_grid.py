@@ -6,8 +6,8 @@ Setting. 8 H100s, Qwen2.5-VL-7B; ServeGen's image service mixed with Azure's con
   times 10, 5, 3 and 2. Milliseconds, the same for all systems and cells.
 - Capacity: the highest rate at which 90 % of the requests that could meet the SLO do so, by bisection to 6 %; that of the
   best `coupled` variant of the cell; seed 1000. A request could meet it if the predicted times of its own prompt and
-  images, on idle devices, are within the SLO: at 2 and 3 x the mean some long prompts cannot, whatever a policy does. Goodput and
-  attainment count all requests.
+  images, on idle devices, are within the SLO: at 2 and 3 x the mean some long prompts cannot, whatever a policy does.
+  Goodput and attainment count all requests.
 - Judged at 50, 80, 95 and 110 % of that, seeds 0, 1, ... in pairs; the ratio to the best `coupled` variant of the same cell
   and SLO has a 95 % interval (t, over seeds). Tuning used seed 100 only.
 - Everything is in FILE as soon as it is run; the same command goes on from there. `--minutes` ends it in time.
