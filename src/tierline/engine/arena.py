@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +25,7 @@ class KvArena:
     ) -> None:
         shape = (layers, kv_heads, blocks, block_tokens, head_dim)
         self.block_tokens = block_tokens
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         # By position in the arena, block * block_tokens + offset: [layers, kv_heads, positions, head_dim]. Views.
         self.flat_keys = self.keys.view(layers, kv_heads, blocks * block_tokens, head_dim)
         self.flat_values = self.values.view(layers, kv_heads, blocks * block_tokens, head_dim)
@@ -50,3 +51,11 @@ class KvArena:
         both = payload.view(self.keys.dtype).view(shape).to(self.keys.device)
         self.keys.index_copy_(2, index, both[0])
         self.values.index_copy_(2, index, both[1])
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU pages that nothing has been written to yet take no memory: PyTorch would write zeros to all of them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(*shape)

@@ -45,7 +45,7 @@ class Tiles:
     def __init__(self, weight: torch.Tensor) -> None:
         weight = weight.detach().contiguous()
         self.n, self.k = weight.shape
-        self._memory = mmap.mmap(-1, weight.nbytes)
+        self._memory = mmap.mmap(-1, weight.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._numbers = torch.frombuffer(self._memory, dtype=torch.bfloat16)
