@@ -9,7 +9,7 @@ Setting. 8 H100s, Qwen2.5-VL-7B; ServeGen's image service mixed with Azure's con
   images, on idle devices, are within the SLO: at 2 and 3 x the mean some long prompts cannot, whatever a policy does.
   Goodput and attainment count all requests.
 - Judged at 50, 80, 95 and 110 % of that, seeds 0, 1, ... in pairs; the ratio to the best `coupled` variant of the same cell
-  and SLO has a 95 % interval (t, over seeds). Tuning used seed 100 only.
+  and SLO has a 95 % interval (t, over seeds). Tuning used seed 100, but see docs/results.md.
 - Everything is in FILE as soon as it is run; the same command goes on from there. `--minutes` ends it in time.
 
     python benchmarks/serving_grid.py DATA/serving --quick
