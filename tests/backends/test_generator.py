@@ -65,7 +65,7 @@ def test_all_instances_lost_is_told_with_when_to_come_back(monkeypatch: pytest.M
         assert ill == "All instances are lost; they are started again."
         with pytest.raises(Overloaded, match="No instance is there") as caught:
             asyncio.run(ask(generator))
-        assert caught.value.retry_after_s == 0.05
+        assert caught.value.retry_after_s == module.RETRY_S
         assert generator.live_ids() == ()
         clock.post(InstanceJoined("i0~1", ALL_ROLES))
         assert asyncio.run(ask_when_there(generator)) == (7,)

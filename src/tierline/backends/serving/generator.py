@@ -23,9 +23,10 @@ from tierline.schedulers.serving import ServingScheduler
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0
-"""A request waits so long for an instance where there is none: the time in which a lost one is replaced."""
-LOOKS = 50  # within that time
+PATIENCE_S = 30.0
+"""A request waits so long for an instance where there is none: the time in which a lost one is replaced on a busy machine."""
+RETRY_S = 5.0
+LOOKS = 300  # within that time
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ class EngineGenerator:
             if not queue.empty() or not self._is_empty():
                 return
             await asyncio.sleep(PATIENCE_S / LOOKS)
-        raise Overloaded("No instance is there to answer; one is being started.", PATIENCE_S)
+        raise Overloaded("No instance is there to answer; one is being started.", RETRY_S)
 
     async def health(self) -> str:
         if self._failed:
