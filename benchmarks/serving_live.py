@@ -93,8 +93,7 @@ class Plan:
 
     @property
     def promise(self) -> serving_report.Slo:
-        slo = Slo.parse(self.slo)
-        return serving_report.Slo(slo.ttft_ns / 1e9, slo.tpot_ns / 1e9)
+        return serving_report.Slo.of(Slo.parse(self.slo))
 
     def trace(self, load: Load, seconds: float) -> ServedTrace:
         mix = f"mix?rate={load.rate}&seconds={seconds}&mm_share=0.5&seed={self.seed}{BURSTS if load.bursts else ''}"

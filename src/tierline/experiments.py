@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -53,6 +53,8 @@ BOUND_MOST_JOBS = 5000
 """Above this many jobs the bound's linear program is left out (its size grows with jobs × slots)."""
 
 FIGURES = tuple(field.name for field in dataclasses.fields(Judgement))
+
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,15 +283,23 @@ def run_all(
         raise InvalidInput(
             f"--events records one run, but this is {len(tasks)}: give one policy, one load and --seeds 1."
         )
+    if workers > 1 and len(tasks) > 1:
+        workload_of(experiment, experiment.loads[0], experiment.seed)  # what is wrong with it is told once, from here
+    return run_tasks(partial(run_one, experiment), [(*task, events) for task in tasks], workers, on_run)
+
+
+def run_tasks(
+    run: Callable[..., Finished], tasks: Sequence[tuple[Any, ...]], workers: int, on_run: Callable[[Finished], None]
+) -> list[Finished]:
+    """`run(*task)` for each task, in up to `workers` processes; `on_run` is called as each one is done."""
     if workers <= 1 or len(tasks) == 1:
         runs = []
-        for policy, at_load, seed in tasks:
-            runs.append(run_one(experiment, policy, at_load, seed, events))
+        for task in tasks:
+            runs.append(run(*task))
             on_run(runs[-1])
         return runs
-    workload_of(experiment, experiment.loads[0], experiment.seed)
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_one, experiment, *task) for task in tasks]
+        futures = [pool.submit(run, *task) for task in tasks]
         try:
             for future in as_completed(futures):
                 on_run(future.result())

@@ -9,10 +9,8 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
-from tierline.experiments import LinesJournal, spread
+from tierline.experiments import LinesJournal, run_tasks, spread
 from tierline.perf.device_sharing import Overlap
 from tierline.perf.device_times import stage_times
 from tierline.presets import ServingPreset, preset_of
@@ -201,8 +199,7 @@ def judge(outcomes: Sequence[ServedOutcome], setup: ServingSetup) -> ServingRepo
     """The report of a run, its warm-up left out. Requests that came within it count by arrival, however late they end."""
     first, last = outcomes[0].arrived_ns, outcomes[-1].arrived_ns
     window = (first + round(WARM_UP * (last - first)), last + 1)
-    slo = serving_report.Slo(setup.slo.ttft_ns / NS_PER_S, setup.slo.tpot_ns / NS_PER_S)
-    return serving_report.report(outcomes, slo, setup.instances, window)
+    return serving_report.report(outcomes, serving_report.Slo.of(setup.slo), setup.instances, window)
 
 
 def counts_of(backend: SimServing, scheduler: ServingScheduler, outcomes: Sequence[ServedOutcome]) -> dict[str, float]:
@@ -265,21 +262,7 @@ def run_all(
     for policy in experiment.policies:
         options_of(preset_of(policy), times_of(experiment.setup.times), experiment.setup)
     trace_of(experiment.source, experiment.rates[0], experiment.seconds, experiment.requests, experiment.seed)
-    if workers <= 1 or len(tasks) == 1:
-        runs = []
-        for policy, rate, seed in tasks:
-            runs.append(run_one(experiment, policy, rate, seed, events))
-            on_run(runs[-1])
-        return runs
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_one, experiment, *task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                on_run(future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
+    return run_tasks(partial(run_one, experiment), [(*task, events) for task in tasks], workers, on_run)
 
 
 # --- results
@@ -288,13 +271,12 @@ def run_all(
 def as_json(experiment: ServingExperiment, runs: Sequence[ServingRun]) -> dict[str, Any]:
     """The results file: `rates` -> `policies` -> figures of each seed, and mean and half of the 95 % interval over seeds."""
     setup = experiment.setup
-    slo = serving_report.Slo(setup.slo.ttft_ns / NS_PER_S, setup.slo.tpot_ns / NS_PER_S)
     return {
         "tierline": __version__,
         "source": _public_source(experiment.source),
         "times": _public_times(setup.times),
         "instances": setup.instances,
-        "slo": asdict(slo),
+        "slo": asdict(serving_report.Slo.of(setup.slo)),
         "latency_s": setup.latency_ns / NS_PER_S,
         "cpu_workers": setup.cpu_workers,
         "overlap": asdict(setup.overlap),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import render, simulate_kernels, simulate_serving
+from tierline.cli import render, simulate_kernels, simulate_serving, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +96,7 @@ def jobs(
         nodes=experiments.parse_nodes(nodes) if nodes else uniform_nodes(gpus, gpus_per_node, gpu_type),
         policies=experiments.parse_policies(policy),
         jobs=count,
-        loads=_loads(loads),
+        loads=simulated.numbers("--load", loads, "2,4,8"),
         seeds=seeds,
         seed=seed,
         quantum_ns=round(quantum * NS_PER_S),
@@ -108,32 +107,15 @@ def jobs(
         pairs=pairs,
         share=share,
     )
-    for name in (json_file, plot):
-        if name not in ("", "-") and not Path(name).absolute().parent.is_dir():
-            raise InvalidInput(f"'{name}' cannot be written: its folder does not exist.")
+    simulated.check_folders(json_file, plot)
     runs = _run(experiment, workers or os.cpu_count() or 1, Path(events) if events else None)
     found = experiments.as_json(experiment, runs)
     if plot:
         _plot(found, Path(plot))
-    if json_file == "-":
-        render.print_json(found)
+    if simulated.put_json(found, json_file):
         return
-    if json_file:
-        Path(json_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for entry in found["loads"].values():
         show(entry, found["paper_mean_gain"])
-
-
-def _loads(text: str) -> tuple[float, ...]:
-    from tierline.core.errors import InvalidInput
-
-    try:
-        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        values = ()
-    if not values or any(not 0.0 <= value < 1e6 for value in values):
-        raise InvalidInput(f"--load takes numbers from 0 up with commas between, as in 2,4,8; got '{text}'.")
-    return values
 
 
 def _run(experiment: Experiment, workers: int, events: Path | None) -> Sequence[Run]:
@@ -205,31 +187,22 @@ def _show_sharing(sharing: dict[str, dict[str, float]]) -> None:
 
 def _plot(found: dict[str, Any], path: Path) -> None:
     """Utility by policy, one group of bars a load, the bound as a line over each group."""
-    from tierline.core.errors import InvalidInput, MissingExtra
 
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("--plot", "plot") from error
     loads = list(found["loads"].values())
-    figure = Figure(figsize=(2.5 + 4.0 * len(loads), 4.5), layout="constrained")
-    for number, entry in enumerate(loads):
-        axes = figure.add_subplot(1, len(loads), number + 1)
-        ranked = sorted(entry["policies"].items(), key=lambda item: item[1]["mean"]["utility"])
-        names = [name for name, _ in ranked]
-        axes.barh(
-            names,
-            [policy["mean"]["utility"] for _, policy in ranked],
-            xerr=[policy["half_width_95"]["utility"] for _, policy in ranked],
-            color=["tab:orange" if name.startswith("explsched") else "tab:gray" for name in names],
-        )
-        bounds = [w["bound"] for w in entry["workloads"] if w["bound"] is not None]
-        if bounds:
-            axes.axvline(sum(bounds) / len(bounds), color="black", linestyle="--", label="bound")
-            axes.legend(loc="lower right")
-        axes.set_title(f"load {entry['load']:g}")
-        axes.set_xlabel("training utility at the horizon")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"--plot '{path}' cannot be written: {error}.") from error
+    with simulated.chart("--plot", path, 2.5 + 4.0 * len(loads), 4.5) as figure:
+        for number, entry in enumerate(loads):
+            axes = figure.add_subplot(1, len(loads), number + 1)
+            ranked = sorted(entry["policies"].items(), key=lambda item: item[1]["mean"]["utility"])
+            names = [name for name, _ in ranked]
+            axes.barh(
+                names,
+                [policy["mean"]["utility"] for _, policy in ranked],
+                xerr=[policy["half_width_95"]["utility"] for _, policy in ranked],
+                color=["tab:orange" if name.startswith("explsched") else "tab:gray" for name in names],
+            )
+            bounds = [w["bound"] for w in entry["workloads"] if w["bound"] is not None]
+            if bounds:
+                axes.axvline(sum(bounds) / len(bounds), color="black", linestyle="--", label="bound")
+                axes.legend(loc="lower right")
+            axes.set_title(f"load {entry['load']:g}")
+            axes.set_xlabel("training utility at the horizon")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import region_tables, render
+from tierline.cli import region_tables, render, simulated
 
 if TYPE_CHECKING:
     from tierline.backends.kernels.pairs import Comparison, PairRow
@@ -67,9 +66,7 @@ def kernels(
     if show_pairs:
         _list_pairs()
         return
-    for name in (json_file, picture):
-        if name not in ("", "-") and not Path(name).absolute().parent.is_dir():
-            raise InvalidInput(f"'{name}' cannot be written: its folder does not exist.")
+    simulated.check_folders(json_file, picture)
     comparison = pairs.Comparison(
         pairs=pairs.pair_names() if pair == "all" else tuple(dict.fromkeys(pair.split(","))),
         policies=pairs.policy_names() if policy == "all" else tuple(dict.fromkeys(policy.split(","))),
@@ -85,11 +82,8 @@ def kernels(
     if picture:
         _draw(comparison, Path(picture))
     found = as_json(comparison, rows)
-    if json_file == "-":
-        render.print_json(found)
+    if simulated.put_json(found, json_file):
         return
-    if json_file:
-        Path(json_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(comparison, rows)
 
 
@@ -165,30 +159,26 @@ def _draw(comparison: Comparison, path: Path) -> None:
     """Both true sums after the warm-up, where kernels of two clients ran in another colour than where of one."""
     from tierline.backends.kernels.pairs import picture_scenario
     from tierline.backends.kernels.sim import simulate
-    from tierline.core.errors import InvalidInput, MissingExtra
 
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("--picture", "plot") from error
-    scenario = picture_scenario(comparison)
-    begin_ns = scenario.warmup_ns
-    sums = [at for at in simulate(scenario).sums if at.at_ns >= begin_ns]
-    figure = Figure(figsize=(11.0, 5.0), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    at_ms = [(at.at_ns - begin_ns) / 1e6 for at in sums]
-    for axes, label, values in ((upper, "SM", [at.sm for at in sums]), (lower, "bandwidth", [at.bw for at in sums])):
-        axes.fill_between(at_ms, values, step="post", color="tab:gray", alpha=0.35, label="one client")
-        shared = [at.clients > 1 for at in sums]
-        axes.fill_between(at_ms, values, where=shared, step="post", color="tab:orange", alpha=0.9, label="both")
-        axes.axhline(1.0, color="black", linewidth=1.0, linestyle="--", label="the device")
-        axes.set_ylabel(f"sum of {label} use")
-        axes.set_ylim(bottom=0.0)
-    upper.legend(loc="upper right", ncols=3, fontsize=8)
-    lower.set_xlabel("milliseconds")
-    mode = f", {scenario.mode}" if scenario.policy == "interference" else ""
-    figure.suptitle(f"{comparison.pairs[0]} under {comparison.policies[0]}{mode}: simulated device {scenario.device}")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"--picture '{path}' cannot be written: {error}.") from error
+    with simulated.chart("--picture", path, 11.0, 5.0) as figure:
+        scenario = picture_scenario(comparison)
+        begin_ns = scenario.warmup_ns
+        sums = [at for at in simulate(scenario).sums if at.at_ns >= begin_ns]
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        at_ms = [(at.at_ns - begin_ns) / 1e6 for at in sums]
+        for axes, label, values in (
+            (upper, "SM", [at.sm for at in sums]),
+            (lower, "bandwidth", [at.bw for at in sums]),
+        ):
+            axes.fill_between(at_ms, values, step="post", color="tab:gray", alpha=0.35, label="one client")
+            shared = [at.clients > 1 for at in sums]
+            axes.fill_between(at_ms, values, where=shared, step="post", color="tab:orange", alpha=0.9, label="both")
+            axes.axhline(1.0, color="black", linewidth=1.0, linestyle="--", label="the device")
+            axes.set_ylabel(f"sum of {label} use")
+            axes.set_ylim(bottom=0.0)
+        upper.legend(loc="upper right", ncols=3, fontsize=8)
+        lower.set_xlabel("milliseconds")
+        mode = f", {scenario.mode}" if scenario.policy == "interference" else ""
+        figure.suptitle(
+            f"{comparison.pairs[0]} under {comparison.policies[0]}{mode}: simulated device {scenario.device}"
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierline.cli import render
+from tierline.cli import render, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,12 +84,9 @@ def serving(
     Example: `tierline simulate serving "synthetic?mm_share=0.5" --rate 40,80 --seconds 120 --policy adaptive,coupled,emp`
     """
     from tierline import serving_experiments as experiments
-    from tierline.core.errors import InvalidInput
     from tierline.core.slo import Slo
 
-    for name in (json_file, plot):
-        if name not in ("", "-") and not Path(name).absolute().parent.is_dir():
-            raise InvalidInput(f"'{name}' cannot be written: its folder does not exist.")
+    simulated.check_folders(json_file, plot)
     experiment = experiments.ServingExperiment(
         source=workload,
         policies=experiments.parse_presets(policy),
@@ -103,7 +99,7 @@ def serving(
             latency_ns=round(latency * 1e6),
             kills=tuple(experiments.parse_kill(each) for each in kill or ()),
         ),
-        rates=_rates(rate),
+        rates=simulated.numbers("--rate", rate, "20,40,80"),
         seconds=seconds,
         requests=requests,
         seeds=seeds,
@@ -113,26 +109,11 @@ def serving(
     found = experiments.as_json(experiment, runs)
     if plot:
         _plot(found, Path(plot))
-    if json_file == "-":
-        render.print_json(found)
+    if simulated.put_json(found, json_file):
         return
-    if json_file:
-        Path(json_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for rate_asked, entry in found["rates"].items():
         _show(rate_asked, entry)
     print(LEGEND)
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    from tierline.core.errors import InvalidInput
-
-    try:
-        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        values = ()
-    if not values or any(not 0.0 <= value < 1e6 for value in values):
-        raise InvalidInput(f"--rate takes numbers from 0 up with commas between, as in 20,40,80; got '{text}'.")
-    return values
 
 
 def _run(experiment: ServingExperiment, workers: int, events: Path | None) -> Sequence[ServingRun]:
@@ -190,33 +171,24 @@ def _ms(seconds: float | None) -> str:
 
 def _plot(found: dict[str, Any], path: Path) -> None:
     """Goodput, TTFT and TPOT over the rate, a line a policy; bars where there is one rate."""
-    from tierline.core.errors import InvalidInput, MissingExtra
 
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("--plot", "plot") from error
     rates = list(found["rates"])
     policies = list(next(iter(found["rates"].values()))["policies"])
-    figure = Figure(figsize=(13.0, 4.2), layout="constrained")
-    for number, (key, label) in enumerate(FIGURES):
-        axes = figure.add_subplot(1, len(FIGURES), number + 1)
-        for place, name in enumerate(policies):
-            cells = [found["rates"][rate]["policies"][name] for rate in rates]
-            values = [cell["mean"].get(key, float("nan")) for cell in cells]
-            halves = [cell["half_width_95"].get(key, 0.0) for cell in cells]
+    with simulated.chart("--plot", path, 13.0, 4.2) as figure:
+        for number, (key, label) in enumerate(FIGURES):
+            axes = figure.add_subplot(1, len(FIGURES), number + 1)
+            for place, name in enumerate(policies):
+                cells = [found["rates"][rate]["policies"][name] for rate in rates]
+                values = [cell["mean"].get(key, float("nan")) for cell in cells]
+                halves = [cell["half_width_95"].get(key, 0.0) for cell in cells]
+                if len(rates) > 1:
+                    axes.errorbar([float(rate) for rate in rates], values, yerr=halves, marker="o", label=name)
+                else:
+                    axes.bar([place], values, yerr=halves, label=name)
+            axes.set_ylabel(label)
             if len(rates) > 1:
-                axes.errorbar([float(rate) for rate in rates], values, yerr=halves, marker="o", label=name)
+                axes.set_xlabel("requests/s")
             else:
-                axes.bar([place], values, yerr=halves, label=name)
-        axes.set_ylabel(label)
-        if len(rates) > 1:
-            axes.set_xlabel("requests/s")
-        else:
-            axes.set_xticks([])
-        axes.set_ylim(bottom=0.0)
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"--plot '{path}' cannot be written: {error}.") from error
+                axes.set_xticks([])
+            axes.set_ylim(bottom=0.0)
+        axes.legend()

@@ -26,6 +26,7 @@ import numpy as np
 from tierline.core.errors import InvalidInput
 from tierline.core.nouns import NS_PER_S
 from tierline.core.served_outcome import FINISHED, UNFINISHED, ServedOutcome
+from tierline.core.slo import Slo as PromisedSlo
 from tierline.core.views import Floats
 
 __all__ = ["FINISHED", "UNFINISHED", "Latencies", "ModalityReport", "ServedOutcome", "ServingReport", "Slo", "report"]
@@ -43,6 +44,11 @@ class Slo:
             raise InvalidInput(
                 f"an SLO's times must be above 0, but got ttft={self.ttft_s:g} and tpot={self.tpot_s:g}."
             )
+
+    @classmethod
+    def of(cls, promised: PromisedSlo) -> Slo:
+        """What a deployment has promised to every request, whatever its size and images."""
+        return cls(promised.ttft_ns / NS_PER_S, promised.tpot_ns / NS_PER_S)
 
     def times(self, factor: float) -> Slo:
         """The same promise, `factor` times as long: 5 × what an unloaded system needs."""
