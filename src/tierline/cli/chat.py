@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tierline.cli.serving_address import URL, ApiKey, key_headers, root_of
 from tierline.core.errors import InvalidInput, RequestLost
 
 if TYPE_CHECKING:
     import httpx
 
-URL = "http://127.0.0.1:8000"
 HELP = "/image FILE adds a picture to the next question, /clear forgets the conversation, /quit ends (as does Ctrl-D)."
 CONNECT_S = 10.0
 ANSWER_S = 600.0
@@ -42,15 +42,7 @@ def chat(
     system: Annotated[str, typer.Option(metavar="TEXT", help="What the model is told before everything.")] = "",
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Of each answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="0 = the likeliest token each time.")] = None,
-    api_key: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY",
-            envvar=["TIERLINE_API_KEY", "OPENAI_API_KEY"],
-            help="Better set $TIERLINE_API_KEY: others see options.",
-            show_envvar=False,
-        ),
-    ] = "",
+    api_key: ApiKey = "",
 ) -> None:
     """Chat with a served model; answers stream. Within the chat: /image FILE, /clear, /quit.
 
@@ -58,11 +50,8 @@ def chat(
     """
     import httpx
 
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    root, headers = root_of(url), key_headers(api_key)
     timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-    root = url.rstrip("/").removesuffix("/v1")
-    if not root.startswith(("http://", "https://")):
-        raise InvalidInput(f"'{url}' is no address: it begins with http:// or https://, as in {URL}.")
     settings = {"max_tokens": max_tokens, "temperature": temperature}
     with httpx.Client(base_url=f"{root}/v1", headers=headers, timeout=timeout) as client:
         talk = Talk(client, root, {name: value for name, value in settings.items() if value is not None})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tierline.cli import render
+from tierline.cli.serving_address import ApiKey
 
 if TYPE_CHECKING:
     import asyncio
@@ -55,15 +56,7 @@ def load(
     timeout: Annotated[float, typer.Option(metavar="S", help="Give up an answer after this.")] = 600.0,
     text_only: Annotated[bool, typer.Option("--text-only", help="Send the requests without pictures alone.")] = False,
     model: Annotated[str, typer.Option(metavar="NAME", help="[default: the server's first]")] = "",
-    api_key: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY",
-            envvar=["TIERLINE_API_KEY", "OPENAI_API_KEY"],
-            help="Better set $TIERLINE_API_KEY: others see options.",
-            show_envvar=False,
-        ),
-    ] = "",
+    api_key: ApiKey = "",
     salt: Annotated[
         str,
         typer.Option(

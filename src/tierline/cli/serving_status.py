@@ -6,25 +6,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from tierline.cli.serving_address import key_headers, root_of
 from tierline.core.errors import InvalidInput, RequestLost
 
 if TYPE_CHECKING:
     import httpx
 
 TIMEOUT_S = 10.0
-ApiKey = Annotated[
-    str,
-    typer.Option(
-        metavar="KEY",
-        envvar=["TIERLINE_API_KEY", "OPENAI_API_KEY"],
-        help="Of a served model; better set $TIERLINE_API_KEY: others see options.",
-        show_envvar=False,
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +115,8 @@ class ServingClient(AbstractContextManager["ServingClient"]):
     def __init__(self, url: str, api_key: str = "") -> None:
         import httpx
 
-        self.root = url.rstrip("/").removesuffix("/v1")
-        if not is_url(self.root):
-            raise InvalidInput(f"'{url}' is no address: it begins with http:// or https://, as http://127.0.0.1:8000.")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        self.root = root_of(url)
+        self._http = httpx.Client(headers=key_headers(api_key), timeout=TIMEOUT_S, trust_env=False)
 
     def status(self) -> ServingStatus:
         """Raises `RequestLost` when nobody answers, `InvalidInput` when it is refused or no server of ours."""
@@ -161,7 +148,3 @@ class ServingClient(AbstractContextManager["ServingClient"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
-
-
-def is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierline.cli import render
-from tierline.cli.serving_status import ApiKey
+from tierline.cli.serving_address import ApiKey
 from tierline.core.errors import InvalidInput
 
 if TYPE_CHECKING:

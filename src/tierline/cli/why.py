@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierline.cli import render
-from tierline.cli.serving_status import ApiKey, is_url
+from tierline.cli.serving_address import ApiKey, is_url
 from tierline.core.errors import InvalidInput
 
 if TYPE_CHECKING:
