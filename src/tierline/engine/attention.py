@@ -132,6 +132,12 @@ def attend(
     return out
 
 
+def split_heads(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [rows, (heads + 2 kv_heads) head_dim] of a joined product as what `attend` takes; views."""
+    split = qkv.view(len(qkv), heads + 2 * kv_heads, -1).transpose(0, 1)
+    return split[:heads], split[heads : heads + kv_heads], split[heads + kv_heads :]
+
+
 def _decode(arena: KvArena, decodes: Decodes, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
     """One query a sequence, [heads, sequences, head_dim] -> [sequences, heads, head_dim]."""
     heads, count, head_dim = query.shape

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tierline.engine.attention import StepLayout, attend
+from tierline.engine.attention import StepLayout, attend, split_heads
 from tierline.engine.cpu_attention import native
 from tierline.engine.packing import Gated, PackedLinear, PlainLinear, can_pack, is_silu, joined
 from tierline.engine.tiled import TiledStack, can_tile_all
@@ -122,8 +122,7 @@ class _Layer:
             self._head_dim,
             x.dtype is torch.bfloat16,
         )
-        split = qkv.view(rows, heads + 2 * kv_heads, self._head_dim).transpose(0, 1)
-        query, key, value = split[:heads], split[heads : heads + kv_heads], split[heads + kv_heads :]
+        query, key, value = split_heads(qkv, heads, kv_heads)
         attended = attend(layout, number, query, key, value, self._scaling)
         normed = self._between(x, self._out(attended.view(rows, -1)))
         return x, self._mlp(normed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tierline.engine.attention import StepLayout, attend
+from tierline.engine.attention import StepLayout, attend, split_heads
 from tierline.engine.cpu_attention import native
 
 ROWS = 16  # of a tile: buffers have a multiple of it
@@ -136,7 +136,7 @@ class TiledStack:
         normed, qkv, attended, mid = room(self._hidden), room(qkv_width), room(width), room(self._inner)
         attended[placed:] = 0
         arena, decodes = layout.arena, layout.decodes
-        alone = decodes is not None and not layout.chunks and decodes.index is None
+        alone = None if layout.chunks or decodes is None or decodes.index is not None else decodes
 
         def halves(begin: int, end: int) -> None:
             self._stack.run(
@@ -150,24 +150,23 @@ class TiledStack:
                 arena.keys.data_ptr(),
                 arena.values.data_ptr(),
                 layout.slots.data_ptr(),
-                decodes.tables.data_ptr() if alone and decodes is not None else 0,
-                decodes.lengths.data_ptr() if alone and decodes is not None else 0,
+                alone.tables.data_ptr() if alone else 0,
+                alone.lengths.data_ptr() if alone else 0,
                 len(x),
                 placed,
                 begin,
                 end,
                 arena.keys.shape[2],
                 arena.block_tokens,
-                decodes.tables.shape[1] if alone and decodes is not None else 0,
+                alone.tables.shape[1] if alone else 0,
                 self._scaling,
-                alone,
+                alone is not None,
             )
 
         if alone:
             halves(0, 2 * self._count)
             return x[:placed]
-        split = qkv[:placed].view(placed, heads + 2 * kv_heads, self._head_dim).transpose(0, 1)
-        query, key, value = split[:heads], split[heads : heads + kv_heads], split[heads + kv_heads :]
+        query, key, value = split_heads(qkv[:placed], heads, kv_heads)
         halves(0, 1)
         for layer in range(self._count):
             attended[:placed] = attend(layout, layer, query, key, value, self._scaling).view(placed, width)

@@ -252,11 +252,6 @@ class EngineGenerator:
             ],
         }
 
-    def live_owner(self, request_id: str) -> str:
-        """The instance a live request is at; "" when there is none."""
-        found = self._driver.query(lambda: self._scheduler.live_request(request_id))
-        return found.owner if found is not None else ""
-
     def metrics_text(self) -> str:
         """Prometheus lines of the instances; names are vLLM's, `tierline:` where vLLM has none."""
         status = self.status()
