@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,25 +24,13 @@ WORKLOAD = "synthetic?rate=200&requests=40&images=1.5&text_tokens=60&output_toke
 def front() -> Iterator[str]:
     """The real front door on a port, an instant generator behind it."""
     from tierline.core.request import ServedModel
-    from tierline.server.openai import FrontOptions, create_app, run
+    from tierline.server.openai import FrontOptions
+    from tierline.testing.front_door import Live
     from tierline.testing.instant import ByteText, InstantGenerator
 
     text = ByteText(ServedModel("instant", 8192, True, 258, (256,), max_images=32))
-    app = create_app(text, InstantGenerator(), FrontOptions())
-    found: list[str] = []
-    begun = threading.Event()
-
-    def started(host: str, port: int) -> None:
-        found.append(f"http://{host}:{port}")
-        begun.set()
-
-    thread = threading.Thread(target=lambda: run(app, port=0, started=started))
-    thread.start()
-    begun.wait(30)
-    yield found[0]
-    app.state.front.end()
-    thread.join(30)
-    assert not thread.is_alive()
+    with Live(InstantGenerator(), text, FrontOptions()) as server:
+        yield server.root
 
 
 def test_a_load_on_the_real_front_door(tierline: Tierline, front: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,30 +46,17 @@ def told() -> dict[str, Any]:
 @pytest.fixture
 def server() -> Iterator[str]:
     from tierline.core.request import ServedModel
-    from tierline.server.openai import FrontOptions, create_app, run
+    from tierline.server.openai import FrontOptions
+    from tierline.testing.front_door import Live
     from tierline.testing.instant import ByteText, InstantGenerator
 
     class Telling(InstantGenerator):
         def status(self) -> dict[str, Any]:
             return told()
 
-    generator = Telling()
     text = ByteText(ServedModel("instant", 8192, True, 258, (256,), max_images=32))
-    app = create_app(text, generator, FrontOptions())
-    found: list[str] = []
-    begun = threading.Event()
-
-    def started(host: str, port: int) -> None:
-        found.append(f"http://{host}:{port}")
-        begun.set()
-
-    thread = threading.Thread(target=lambda: run(app, port=0, started=started))
-    thread.start()
-    begun.wait(30)
-    yield found[0]
-    app.state.front.end()
-    thread.join(30)
-    assert not thread.is_alive()
+    with Live(Telling(), text, FrontOptions()) as live:
+        yield live.root
 
 
 def rows(text: str) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -39,14 +39,7 @@ from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_sharing import Overlap
 from tierline.perf.device_times import stage_times, times_of
 from tierline.perf.serving_profile import (
-    FORMAT,
-    Advice,
-    Fit,
     Linear,
-    Memory,
-    Overhead,
-    Preparation,
-    ServingProfile,
     Transfer,
 )
 from tierline.perf.stage_time_online import OnlineTimes
@@ -55,22 +48,14 @@ from tierline.policies.batching.slo_chunk import SloChunk
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
 from tierline.testing.daemon import wait_until
+from tierline.testing.profiles import MADE_UP
 
 MS = 1_000_000
 # An iteration takes 10 ms and 1 ms a token, an image 8 ms a position, a transfer 5 ms and 1 ms for each KV position.
 TIMES = times_of(
-    ServingProfile(
-        format=FORMAT,
-        device="paper",
-        model="abacus",
-        source="this test",
-        licence="",
-        memory=Memory(1000, 500, 8, 4),
+    replace(
+        MADE_UP,
         transfer=Transfer(0.005, 8000.0),
-        preparation=Preparation(),
-        overhead=Overhead(),
-        advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
-        fit=Fit(0, 0.0, 0.0),
         linear=Linear(0.01, 0.001, 0.0, 10, 0.0, 0.0, 0.0, encode_s=0.0, patch_s=0.002),
     )
 )

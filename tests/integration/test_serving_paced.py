@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,34 +13,21 @@ pytest.importorskip("transformers")
 pytest.importorskip("zmq")
 
 from tierline.perf.serving_profile import (
-    FORMAT,
-    Advice,
-    Fit,
     Linear,
     Memory,
-    Overhead,
-    Preparation,
-    ServingProfile,
     Transfer,
     save_profile,
 )
 from tierline.testing.checkpoints import CHECKPOINTS, build
+from tierline.testing.profiles import MADE_UP
 from tierline.testing.serving_processes import Questions, cpu_ticks, deployed
 
 KIND = "llava-clip"
 ITERATION_S, IMAGE_S = 0.02, 0.03
-PROFILE = ServingProfile(
-    format=FORMAT,
-    device="paper",
-    model="abacus",
-    source="this test",
-    licence="",
+PROFILE = replace(
+    MADE_UP,
     memory=Memory(1000, 4096, 1000, 100),
     transfer=Transfer(0.01, 1e7),
-    preparation=Preparation(),
-    overhead=Overhead(),
-    advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
-    fit=Fit(0, 0.0, 0.0),
     linear=Linear(ITERATION_S, 1e-5, 0.0, 10, 0.0, 0.0, 0.0, encode_s=IMAGE_S, patch_s=1e-9),
 )
 

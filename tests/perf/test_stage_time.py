@@ -19,22 +19,18 @@ from tierline.perf.model_shapes import SHAPES, shape_named, shape_of
 from tierline.perf.serving_demand import StageRates
 from tierline.perf.serving_devices import DEVICES
 from tierline.perf.serving_profile import (
-    FORMAT,
-    Advice,
     EncoderOperators,
-    Fit,
     Generation,
-    Memory,
     Operators,
     Overhead,
     Preparation,
     ServingProfile,
-    Transfer,
     format_profile,
     load_profile,
     parse_profile,
     save_profile,
 )
+from tierline.testing.profiles import MADE_UP
 
 PROFILES = sorted(
     f"{device}:{shape.name}"
@@ -46,18 +42,12 @@ PROFILES = sorted(
 
 def made_up() -> ServingProfile:
     """Round figures: 1 ms an iteration and 0.1 ms a token, a sequence costs 10 ms of output layer and 1 ms of overhead."""
-    return ServingProfile(
-        format=FORMAT,
-        device="paper",
-        model="abacus",
-        source="this test",
+    return replace(
+        MADE_UP,
         licence="Apache-2.0",
-        memory=Memory(1000, 500, 8, 4),
-        transfer=Transfer(0.5, 100.0),
         preparation=Preparation(0.25, 0.125),
         overhead=Overhead(0.1, 0.001, 0.2),
-        advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
-        fit=Fit(0, 0.0, 0.0),
+        linear=None,
         operators=Operators(
             matrices=Knots((1.0, 10_001.0), (0.001, 1.001)),
             head=Knots((1.0, 101.0), (0.01, 1.01)),

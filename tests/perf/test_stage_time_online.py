@@ -17,31 +17,17 @@ from tierline.perf.device_sharing import Overlap, Work
 from tierline.perf.device_times import stage_times, times_of
 from tierline.perf.scaled_times import ScaledTimes
 from tierline.perf.serving_profile import (
-    FORMAT,
-    Advice,
-    Fit,
     Linear,
-    Memory,
-    Overhead,
     Preparation,
-    ServingProfile,
-    Transfer,
     save_profile,
 )
 from tierline.perf.stage_time_online import OnlineTimes
+from tierline.testing.profiles import MADE_UP
 
-PROFILE = ServingProfile(
-    format=FORMAT,
+PROFILE = replace(
+    MADE_UP,
     device="cpu",
-    model="abacus",
-    source="this test",
-    licence="",
-    memory=Memory(1000, 500, 8, 4),
-    transfer=Transfer(0.5, 100.0),
     preparation=Preparation(0.25, 0.125),
-    overhead=Overhead(),
-    advice=Advice(10, 1.0, 0.9, 0.2, 0.3, 0.5, "none"),
-    fit=Fit(0, 0.0, 0.0),
     linear=Linear(
         iteration_s=1.0, token_s=0.1, token_beyond_s=0.4, knee_tokens=10, pair_s=0.001, sequence_s=0.02, context_s=0.0001,
         encode_s=2.0, patch_s=0.5, patch_pair_s=0.01,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -13,7 +12,8 @@ import httpx
 import pytest
 
 from tierline.core.serving_contracts import ModelText
-from tierline.server.openai import FrontOptions, create_app, run
+from tierline.server.openai import FrontOptions, create_app
+from tierline.testing.front_door import Live
 from tierline.testing.instant import ByteText, InstantGenerator
 
 
@@ -54,42 +54,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def generator() -> Iterator[InstantGenerator]:
     return InstantGenerator()
-
-
-class Live:
-    """The front door on a port of this machine, in a thread; `url` ends in /v1."""
-
-    def __init__(self, generator: InstantGenerator, text: ModelText, options: FrontOptions, **more: Any) -> None:
-        self.generator = generator
-        self.app = create_app(text, generator, options, **more)
-        self.address = ("", 0)
-        self._begun = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.address[0]}:{self.address[1]}/v1"
-
-    def _serve(self) -> None:
-        try:
-            run(self.app, port=0, started=self._started)
-        finally:
-            self._begun.set()
-
-    def _started(self, host: str, port: int) -> None:
-        self.address = (host, port)
-        self._begun.set()
-
-    def __enter__(self) -> Live:
-        self._thread.start()
-        self._begun.wait(30)
-        assert self.address[1]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.app.state.front.end()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
 
 
 def wait_until(what: Callable[[], object], timeout_s: float = 20) -> None:
