@@ -35,9 +35,9 @@ from tierline import serving_experiments as experiments
 from tierline.core.served_trace import ServedTrace
 from tierline.core.slo import Slo
 from tierline.core.stage_times import BatchShape
-from tierline.experiments import spread
 from tierline.presets import ServingPreset, parse_layout, preset_of
 from tierline.runtime import serving_report
+from tierline.runtime.simulated_runs import spread
 from tierline.workloads.serving import judged
 from tierline.workloads.serving.judged import Load
 from tierline.workloads.serving.judged import cells as all_cells

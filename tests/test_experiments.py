@@ -11,9 +11,10 @@ import pytest
 from tierline import experiments
 from tierline.backends.jobs.sim import uniform_nodes
 from tierline.core.errors import InvalidInput, UnknownName
-from tierline.experiments import Experiment, as_json, parse_nodes, parse_policies, parse_policy, run_all, spread
+from tierline.experiments import Experiment, as_json, parse_nodes, parse_policies, parse_policy, run_all
 from tierline.policies.jobs import POLICIES
 from tierline.runtime.codec import decode_event
+from tierline.runtime.simulated_runs import spread
 
 SMALL = Experiment(
     "exploratory", uniform_nodes(4), ("fifo", "explsched", "clairvoyant"), jobs=30, loads=(4.0,), seeds=2

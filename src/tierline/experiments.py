@@ -8,36 +8,27 @@ hash stands in the results.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
-
-import numpy as np
-from scipy.special import stdtrit
 
 from tierline import __version__
 from tierline.backends.jobs.sim import SimBackend, SimOptions, uniform_nodes
 from tierline.clock import SimClock
-from tierline.core.actions import Action
 from tierline.core.contracts import JobPolicy
 from tierline.core.errors import InvalidInput, UnknownName
-from tierline.core.events import Event
 from tierline.core.nouns import NS_PER_S, Node
 from tierline.perf.bound import workload_bound
 from tierline.perf.truth import Record, Workload, clairvoyant_curves
 from tierline.policies.jobs import POLICIES, SEES_THE_FUTURE, make_policy, policy_class
 from tierline.policies.jobs.packing import GainPacking
-from tierline.runtime.codec import encode_actions, encode_event
 from tierline.runtime.driver import Driver
 from tierline.runtime.judge import Judgement, SharingFigures, judge, sharing_figures
+from tierline.runtime.simulated_runs import LinesJournal, run_tasks, spread
 from tierline.schedulers.jobs import JobScheduler, JobSchedulerOptions
 from tierline.workloads import Scale, load
 from tierline.workloads.pairs import start_of, with_pairs
@@ -53,8 +44,6 @@ BOUND_MOST_JOBS = 5000
 """Above this many jobs the bound's linear program is left out (its size grows with jobs × slots)."""
 
 FIGURES = tuple(field.name for field in dataclasses.fields(Judgement))
-
-Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,29 +175,6 @@ def build_workload(
     return dataclasses.replace(workload, entries=entries)
 
 
-class LinesJournal:
-    """A `Journal` that writes one JSON object a line: time_ns, event and actions, as `tierline replay` names them."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file: IO[str] = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise InvalidInput(f"--events '{path}' cannot be written: {error.strerror}.") from error
-
-    def __enter__(self) -> LinesJournal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-
-    def append(self, entries: Sequence[tuple[int, Event, Sequence[Action]]]) -> None:
-        for time_ns, event, actions in entries:
-            kind, body = encode_event(event)
-            row = {"time_ns": time_ns, "kind": kind, "event": json.loads(body)}
-            row["actions"] = json.loads(encode_actions(actions))
-            self._file.write(json.dumps(row, separators=(",", ":")) + "\n")
-
-
 def simulate(
     workload: Workload, policy: JobPolicy, experiment: Experiment, seed: int = 0, journal: LinesJournal | None = None
 ) -> Record:
@@ -286,43 +252,6 @@ def run_all(
     if workers > 1 and len(tasks) > 1:
         workload_of(experiment, experiment.loads[0], experiment.seed)  # what is wrong with it is told once, from here
     return run_tasks(partial(run_one, experiment), [(*task, events) for task in tasks], workers, on_run)
-
-
-def run_tasks(
-    run: Callable[..., Finished], tasks: Sequence[tuple[Any, ...]], workers: int, on_run: Callable[[Finished], None]
-) -> list[Finished]:
-    """`run(*task)` for each task, in up to `workers` processes; `on_run` is called as each one is done."""
-    if workers <= 1 or len(tasks) == 1:
-        runs = []
-        for task in tasks:
-            runs.append(run(*task))
-            on_run(runs[-1])
-        return runs
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run, *task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                on_run(future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean over seeds and half the width of its 95 % interval (Student's t; 0.0 for one seed)."""
-
-    mean: float
-    half: float
-
-
-def spread(values: Iterable[float]) -> Spread:
-    numbers = np.array(list(values), dtype=np.float64)
-    if len(numbers) < 2:
-        return Spread(float(numbers.mean()), 0.0)
-    error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-    return Spread(float(numbers.mean()), float(stdtrit(len(numbers) - 1, 0.975)) * error)
 
 
 def of_policy(runs: Sequence[Run], policy: str) -> Iterator[Judgement]:

@@ -25,13 +25,13 @@ from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
-from tierline.experiments import LinesJournal, run_tasks, spread
 from tierline.perf.device_sharing import Overlap
 from tierline.perf.device_times import stage_times
 from tierline.presets import ServingPreset, preset_of
 from tierline.runtime import serving_report
 from tierline.runtime.driver import Driver
 from tierline.runtime.serving_report import ServingReport
+from tierline.runtime.simulated_runs import LinesJournal, run_tasks, spread
 from tierline.schedulers.serving import ServingScheduler
 from tierline.workloads.serving import load_served
 
