@@ -187,20 +187,18 @@ class Grid:
         setup = experiments.ServingSetup(TIMES, INSTANCES, slo)
         backend, scheduler = experiments.simulate(trace, system(name), setup)
         outcomes = backend.outcomes()
-        text = experiments.judge(outcomes, setup)
-        image_setup = replace(setup, slo=Slo(slo.image_ttft_ns or slo.ttft_ns, slo.tpot_ns))
-        parts = {"text": text.text, "images": experiments.judge(outcomes, image_setup).images}
+        report = experiments.judge(outcomes, setup)
         counts = experiments.counts_of(backend, scheduler, outcomes)
         row: dict[str, Any] = {"workload": trace.workload_hash, "requests": len(outcomes)}
-        row["goodput_per_device"] = sum(each.goodput_per_device for each in parts.values())
-        met = sum(each.attainment * each.requests for each in parts.values() if each.requests)
-        row["attainment"] = met / text.all.requests
-        row["possible"] = possible(trace, slo, text.from_ns)
-        for kind, report in (("all", text.all), *parts.items()):
+        row["goodput_per_device"] = report.all.goodput_per_device
+        row["attainment"] = report.all.attainment
+        row["possible"] = possible(trace, slo, report.from_ns)
+        for kind in ("all", "text", "images"):
+            judged: serving_report.ModalityReport = getattr(report, kind)
             if kind != "all":
-                row[f"{kind}_attainment"] = report.attainment
+                row[f"{kind}_attainment"] = judged.attainment
             for figure in ("ttft", "tpot"):
-                latencies: serving_report.Latencies = getattr(report, figure)
+                latencies: serving_report.Latencies = getattr(judged, figure)
                 for part in ("mean", "p50", "p90", "p99"):
                     row[f"{kind}_{figure}_{part}"] = round(getattr(latencies, part), 6)
         row["moves"], row["role_changes"] = counts.get("moves", 0), counts.get("role_changes", 0)

@@ -92,8 +92,8 @@ class Plan:
         return {each.name: each for each in found}
 
     @property
-    def promise(self) -> serving_report.Slo:
-        return serving_report.Slo.of(Slo.parse(self.slo))
+    def promise(self) -> Slo:
+        return Slo.parse(self.slo)
 
     def trace(self, load: Load, seconds: float) -> ServedTrace:
         mix = f"mix?rate={load.rate}&seconds={seconds}&mm_share=0.5&seed={self.seed}{BURSTS if load.bursts else ''}"
@@ -116,7 +116,7 @@ def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> l
     setup = experiments.ServingSetup(
         DEVICE,
         plan.instances,
-        Slo.parse(plan.slo),
+        plan.promise,
         token_budget=TOKEN_BUDGET // POSITIONS,
         block_tokens=16,
         latency_ns=LATENCY_NS,

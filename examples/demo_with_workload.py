@@ -20,7 +20,8 @@ from rich.text import Text
 
 from tierline.cli.serving_status import ServingClient, ServingStatus
 from tierline.cli.top_serving import picture
-from tierline.runtime.serving_report import ModalityReport, Slo, report
+from tierline.core.slo import Slo
+from tierline.runtime.serving_report import ModalityReport, report
 from tierline.workloads.replay_client import Progress, Replay, ReplayOptions, replay
 from tierline.workloads.serving import load_served
 
@@ -29,13 +30,16 @@ TEXT = "synthetic?images=0&text_tokens=80&text_sigma=0.5&output_tokens=30&output
 IMAGES = "synthetic?images=1&image_tokens=64&image_sigma=0&text_tokens=40&output_tokens=20&output_sigma=0.5"
 
 
+def promise(options: argparse.Namespace) -> str:
+    return f"ttft={options.stretch / 2:g}s,tpot={50 * options.stretch:g}ms,image={options.stretch:g}s"
+
+
 @contextmanager
 def served(options: argparse.Namespace) -> Iterator[str]:
     """The address of a server whose instances are ready; it ends with the block."""
     count, stretch = str(options.instances), str(options.stretch)
-    slo = f"ttft={options.stretch / 2:g}s,tpot={50 * options.stretch:g}ms,image={options.stretch:g}s"
     command = [sys.executable, "-m", "tierline.cli.main", "serve", "tiny-vlm", "--port", "0", "--instances", count]
-    command += ["--policy", options.policy, "--slo", slo, *PACE, "--pace-stretch", stretch]
+    command += ["--policy", options.policy, "--slo", promise(options), *PACE, "--pace-stretch", stretch]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -80,7 +84,7 @@ class Watch:
 
 
 def tell(found: Replay, status: ServingStatus, options: argparse.Namespace) -> None:
-    figures = report(found.outcomes, Slo(options.stretch / 2, options.stretch / 20), options.instances)
+    figures = report(found.outcomes, Slo.parse(promise(options)), options.instances)
     print(f"{options.policy}: {len(found.sent)} requests, {figures.all.finished} answered")
     for name, each in (("text", figures.text), ("with images", figures.images)):
         print(f"{name:<12}{row(each)}")

@@ -199,7 +199,7 @@ def judge(outcomes: Sequence[ServedOutcome], setup: ServingSetup) -> ServingRepo
     """The report of a run, its warm-up left out. Requests that came within it count by arrival, however late they end."""
     first, last = outcomes[0].arrived_ns, outcomes[-1].arrived_ns
     window = (first + round(WARM_UP * (last - first)), last + 1)
-    return serving_report.report(outcomes, serving_report.Slo.of(setup.slo), setup.instances, window)
+    return serving_report.report(outcomes, setup.slo, setup.instances, window)
 
 
 def counts_of(backend: SimServing, scheduler: ServingScheduler, outcomes: Sequence[ServedOutcome]) -> dict[str, float]:
@@ -276,7 +276,7 @@ def as_json(experiment: ServingExperiment, runs: Sequence[ServingRun]) -> dict[s
         "source": _public_source(experiment.source),
         "times": _public_times(setup.times),
         "instances": setup.instances,
-        "slo": asdict(serving_report.Slo.of(setup.slo)),
+        "slo": asdict(setup.slo),
         "latency_s": setup.latency_ns / NS_PER_S,
         "cpu_workers": setup.cpu_workers,
         "overlap": asdict(setup.overlap),

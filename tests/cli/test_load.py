@@ -35,7 +35,7 @@ def front() -> Iterator[str]:
 
 def test_a_load_on_the_real_front_door(tierline: Tierline, front: str, tmp_path: Path) -> None:
     saved = tmp_path / "requests.jsonl"
-    done = tierline("load", front, WORKLOAD, "--slo", "ttft=60,tpot=5", "--json", "--save", str(saved))
+    done = tierline("load", front, WORKLOAD, "--slo", "ttft=60s,tpot=5s", "--json", "--save", str(saved))
     assert done.code == 0, done.err
     told = json.loads(done.out)
     report, server = told["report"], told["server"]
@@ -55,13 +55,13 @@ def test_a_load_on_the_real_front_door(tierline: Tierline, front: str, tmp_path:
 
 def test_the_table_shows_text_and_images_apart(tierline: Tierline) -> None:
     with Scripted() as server:
-        done = tierline("load", server.url, WORKLOAD, "--slo", "ttft=60", "--devices", "2", "--salt", "mine")
+        done = tierline("load", server.url, WORKLOAD, "--slo", "ttft=60s,image=90s", "--devices", "2", "--salt", "mine")
     assert done.code == 0, done.err
     header, *rows = done.out.splitlines()
     for word in ("SENT", "OK", "TTFT P50", "TPOT P50", "E2E P50", "IN SLO", "GOODPUT"):
         assert word in header
     assert [row.split()[0] for row in rows[:3]] == ["all", "text", "images"]
-    assert "Goodput within TTFT 60.0s:" in done.out and "/s a device" in done.out
+    assert "Goodput within TTFT 60.0s (90.0s with images) and TPOT 50ms:" in done.out and "/s a device" in done.out
     assert "32 x 32 px are one" in done.out and "salt mine" in done.out
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_known_is_null_in_json(tierline: Tierline) -> None:
     with Scripted(chat=lambda body: error(503, "No.")) as server:
         done = tierline("load", server.url, "synthetic?images=0&requests=3&rate=100", "--json")
     told = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert told["report"]["all"]["ttft"]["p50"] is None and told["report"]["slo"]["ttft_s"] is None
+    assert told["report"]["all"]["ttft"]["p50"] is None and told["report"]["slo"] is None
     assert told["report"]["all"]["errors"] == [["refused", 3]]
 
 
@@ -107,7 +107,7 @@ def test_help_teaches(tierline: Tierline) -> None:
         (["nowhere", "synthetic"], "'nowhere' is no address of a server"),
         (["http://127.0.0.1:9", "synthetik"], "unknown serving workload 'synthetik': did you mean 'synthetic'?"),
         (["http://127.0.0.1:9", "azure:nowhere.csv"], "none at 'nowhere.csv'"),
-        (["http://127.0.0.1:9", "synthetic", "--slo", "fast"], "an SLO looks like 'ttft=0.5,tpot=0.05'"),
+        (["http://127.0.0.1:9", "synthetic", "--slo", "fast"], "as in ttft=500ms,tpot=50ms"),
         (["http://127.0.0.1:9", "synthetic", "--speed", "0"], "speed and timeout must be above 0"),
         (["http://127.0.0.1:9", "synthetic", "--save", "no/such/folder/file"], "its folder does not exist"),
         (["http://127.0.0.1:9", "synthetic", "--limit", "-1"], "limit"),

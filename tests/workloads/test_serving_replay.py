@@ -62,7 +62,7 @@ def test_a_picture_is_its_name_s_and_no_other_s() -> None:
 
 def read(*pieces: bytes, status: int = 200, error: str = "", expected: int = 7) -> Answer:
     ended: list[Answer] = []
-    found = Answer(0, expected, False, "s", ended.append)
+    found = Answer(0, TracedRequest(0, 11, expected, (TracedImage("a", 4),), stream="s"), ended.append)
     found.begun(status)
     for number, piece in enumerate(pieces):
         found.body(piece, (number + 1) * MS)
@@ -86,7 +86,10 @@ def test_pieces_may_be_cut_anywhere(size: int, line_end: bytes) -> None:
 
 
 def test_without_usage_the_wanted_length_is_taken() -> None:
-    assert read(*words(3)).output_tokens == 7
+    found = read(*words(3))
+    assert found.output_tokens == 7
+    assert found.outcome(0).prompt_tokens == 15 and found.outcome(0).images == 1
+    assert read(*words(3, usage=(20, 3))).outcome(0).prompt_tokens == 20
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tierline.core.served_trace import ServedTrace
+    from tierline.core.slo import Slo
     from tierline.runtime.serving_report import ModalityReport, ServingReport
     from tierline.workloads.replay_client import Replay, ReplayOptions, Sent
 
@@ -45,7 +46,7 @@ def load(
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="Requests at most; 0 = as the workload says.")] = 0,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="[default: the workload's]")] = None,
     speed: Annotated[float, typer.Option(metavar="X", help="2 = all of it twice as fast.")] = 1.0,
-    slo: Annotated[str, typer.Option(metavar="SLO", help="For goodput, as in ttft=0.5,tpot=0.05 (seconds).")] = "",
+    slo: Annotated[str, typer.Option(metavar="SLO", help="For goodput, as in ttft=500ms,tpot=50ms,image=2s.")] = "",
     warmup: Annotated[
         float, typer.Option(metavar="S", min=0.0, help="Leave out of the figures what arrives this early.")
     ] = 0.0,
@@ -68,15 +69,16 @@ def load(
 ) -> None:
     """Replay a serving workload by the clock, with real pictures, and report latencies and goodput.
 
-    Examples: `tierline load http://127.0.0.1:8000 synthetic --rate 2 --seconds 60 --slo ttft=1,tpot=0.1`,
+    Examples: `tierline load http://127.0.0.1:8000 synthetic --rate 2 --seconds 60 --slo ttft=1s,tpot=100ms`,
     `tierline load http://127.0.0.1:8000 "mix?rate=4&mm_share=0.5+servegen:DIR+azure:FILE" --limit 500`
     """
     from tierline.core.errors import InvalidInput
-    from tierline.runtime.serving_report import Slo, report
+    from tierline.core.slo import Slo
+    from tierline.runtime.serving_report import report
     from tierline.workloads.replay_client import ReplayOptions
     from tierline.workloads.serving import load_served
 
-    promise = Slo.parse(slo) if slo else Slo()
+    promise = Slo.parse(slo) if slo else None
     options = ReplayOptions(model, api_key, speed, max_in_flight, timeout, text_only, salt or secrets.token_hex(4))
     if save is not None and not save.resolve().parent.is_dir():
         raise InvalidInput(f"'{save}' cannot be written: its folder does not exist.")
@@ -180,14 +182,14 @@ def _show(trace: ServedTrace, options: ReplayOptions, found: Replay, figures: Se
         "P99",
         "OUT TOK/S",
     ]
-    columns += ["IN SLO", "GOODPUT"] if _has_slo(figures) else []
+    columns += ["IN SLO", "GOODPUT"] if figures.slo else []
     render.print_table(columns, rows, right=columns[1:])
     print()
     print(f"{figures.all.requests} requests in {figures.seconds:.1f} s: {figures.offered_per_s:.3g}/s came, "
           f"{figures.all.requests_per_s:.3g}/s were answered.")  # fmt: skip
-    if _has_slo(figures):
+    if figures.slo:
         per = f", {figures.all.goodput_per_device:.3g}/s a device" if figures.devices > 1 else ""
-        print(f"Goodput within {_slo_words(figures)}: {figures.all.goodput_per_s:.3g} requests/s{per}.")
+        print(f"Goodput within {_slo_words(figures.slo)}: {figures.all.goodput_per_s:.3g} requests/s{per}.")
     for kind, count in figures.all.errors:
         said = next((each.message for each in found.sent if each.outcome.outcome == kind and each.message), "")
         print(f"{count} x {kind}{f': {said}' if said else ''}")
@@ -201,18 +203,18 @@ def _row(name: str, each: ModalityReport, figures: ServingReport) -> list[str]:
         render.latency(value) for part in (each.ttft, each.tpot, each.e2e) for value in (part.p50, part.p90, part.p99)
     ]
     row = [name, str(each.requests), str(each.finished), *times, f"{each.output_tokens_per_s:.0f}"]
-    if _has_slo(figures):
+    if figures.slo:
         row += [f"{100 * each.attainment:.1f}%", f"{each.goodput_per_s:.3g}/s"]
     return row
 
 
-def _has_slo(figures: ServingReport) -> bool:
-    return math.isfinite(figures.slo.ttft_s) or math.isfinite(figures.slo.tpot_s)
-
-
-def _slo_words(figures: ServingReport) -> str:
-    parts = (("TTFT", figures.slo.ttft_s), ("TPOT", figures.slo.tpot_s))
-    return " and ".join(f"{name} {render.latency(value)}" for name, value in parts if math.isfinite(value))
+def _slo_words(slo: Slo) -> str:
+    ttft = f"TTFT {render.latency(slo.ttft_ns / 1e9)}"
+    if slo.image_ttft_ns:
+        ttft += f" ({render.latency(slo.image_ttft_ns / 1e9)} with images)"
+    if slo.ttft_ns_per_ktoken:
+        ttft += f" + {render.latency(slo.ttft_ns_per_ktoken / 1e9)} per 1,000 prompt tokens"
+    return f"{ttft} and TPOT {render.latency(slo.tpot_ns / 1e9)}"
 
 
 def _notes(options: ReplayOptions, found: Replay) -> list[str]:

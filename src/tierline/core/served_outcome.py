@@ -12,14 +12,16 @@ UNFINISHED = "unfinished"
 @dataclass(frozen=True, slots=True)
 class ServedOutcome:
     """Times on one clock, in nanoseconds; −1 = never. `arrived_ns` is when the trace wanted it to arrive, so that a late
-    sender counts as waiting. `finished_ns`: the last token, or the error. `outcome`: FINISHED, or the kind of error as one
-    word (`refused`, `timeout`, `lost`, …). `stream`: which client or trace it came from."""
+    sender counts as waiting. `finished_ns`: the last token, or the error. `prompt_tokens` include
+    those of `images`. `outcome`: FINISHED, or the kind of error as one word (`refused`, `timeout`, `lost`, …). `stream`:
+    which client or trace it came from."""
 
     arrived_ns: int
     first_token_ns: int = -1
     finished_ns: int = -1
     output_tokens: int = 0
-    has_images: bool = False
+    prompt_tokens: int = 0
+    images: int = 0
     outcome: str = FINISHED
     stream: str = ""
 

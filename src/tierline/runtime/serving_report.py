@@ -4,8 +4,9 @@ The same figures for the simulator, paced instances and `tierline load`. Definit
 
 - TTFT: first token − arrival. E2E: last token − arrival. TPOT: (last token − first token) / (output tokens − 1), of
   requests with two tokens or more.
-- A request *met* the SLO if it finished, its TTFT was within `ttft_s` and its TPOT within `tpot_s`; where there is one token
-  only, TTFT alone counts. What was refused, failed or never answered did not meet it.
+- A request *met* the SLO if it finished, its TTFT was within what was promised to a request of its size and images
+  (`Slo.ttft_of`) and its TPOT within `tpot_ns`; where there is one token only, TTFT alone counts. What was refused, failed or
+  never answered did not meet it.
 - The *window* [from, until) chooses requests by their arrival; it is given (a run without its warm-up and without the time
   in which it runs empty), or goes from the first arrival to the last end.
 - goodput: requests of the window that met the SLO, per second of the window and device. attainment: their share of all that
@@ -26,49 +27,10 @@ import numpy as np
 from tierline.core.errors import InvalidInput
 from tierline.core.nouns import NS_PER_S
 from tierline.core.served_outcome import FINISHED, UNFINISHED, ServedOutcome
-from tierline.core.slo import Slo as PromisedSlo
+from tierline.core.slo import Slo
 from tierline.core.views import Floats
 
-__all__ = ["FINISHED", "UNFINISHED", "Latencies", "ModalityReport", "ServedOutcome", "ServingReport", "Slo", "report"]
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """A promise to each request: seconds until its first token, mean seconds for each further one."""
-
-    ttft_s: float = math.inf
-    tpot_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        if not (self.ttft_s > 0.0 and self.tpot_s > 0.0):
-            raise InvalidInput(
-                f"an SLO's times must be above 0, but got ttft={self.ttft_s:g} and tpot={self.tpot_s:g}."
-            )
-
-    @classmethod
-    def of(cls, promised: PromisedSlo) -> Slo:
-        """What a deployment has promised to every request, whatever its size and images."""
-        return cls(promised.ttft_ns / NS_PER_S, promised.tpot_ns / NS_PER_S)
-
-    def times(self, factor: float) -> Slo:
-        """The same promise, `factor` times as long: 5 × what an unloaded system needs."""
-        return Slo(self.ttft_s * factor, self.tpot_s * factor)
-
-    @classmethod
-    def parse(cls, text: str) -> Slo:
-        """`ttft=0.5,tpot=0.05` in seconds; either may be missing.
-
-        >>> Slo.parse("ttft=0.5,tpot=0.05")
-        Slo(ttft_s=0.5, tpot_s=0.05)
-        """
-        given: dict[str, float] = {}
-        for part in text.split(","):
-            key, _, value = part.strip().partition("=")
-            try:
-                given[{"ttft": "ttft_s", "tpot": "tpot_s"}[key]] = float(value)
-            except (KeyError, ValueError):
-                raise InvalidInput(f"an SLO looks like 'ttft=0.5,tpot=0.05' (seconds), but got '{text}'.") from None
-        return cls(**given)
+__all__ = ["FINISHED", "UNFINISHED", "Latencies", "ModalityReport", "ServedOutcome", "ServingReport", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +67,10 @@ class ModalityReport:
 
 @dataclass(frozen=True, slots=True)
 class ServingReport:
-    """`all` requests, and those without (`text`) and with images (`images`) apart. `offered_per_s`: arrivals."""
+    """`all` requests, and those without (`text`) and with images (`images`) apart. `slo`: what they were judged
+    by, None = nothing was promised. `offered_per_s`: arrivals."""
 
-    slo: Slo
+    slo: Slo | None
     devices: int
     from_ns: int
     until_ns: int
@@ -132,10 +95,9 @@ def report(
     Raises InvalidInput for no outcomes, no device or an empty window.
     """
     rows = list(outcomes)
-    slo = slo or Slo()
     if not rows or devices < 1:
         raise InvalidInput(f"a serving report needs requests and devices, but got {len(rows)} and {devices}.")
-    table = _Table.of(rows)
+    table = _Table.of(rows, slo)
     ends = max(int(table.finished_ns.max()), int(table.first_ns.max()), int(table.arrived_ns.max()) + 1)
     from_ns, until_ns = window_ns or (int(table.arrived_ns.min()), ends)
     if until_ns <= from_ns:
@@ -144,7 +106,7 @@ def report(
     arrived = (table.arrived_ns >= from_ns) & (table.arrived_ns < until_ns)
     finished = table.ok & (table.finished_ns >= from_ns) & (table.finished_ns <= until_ns)
     each = [
-        table.modality(rows, arrived & chosen, finished & chosen, slo, devices, seconds)
+        table.modality(rows, arrived & chosen, finished & chosen, devices, seconds)
         for chosen in (np.ones_like(table.images), ~table.images, table.images)
     ]
     return ServingReport(slo, devices, from_ns, until_ns, int(arrived.sum()) / seconds, *each)
@@ -164,27 +126,32 @@ class _Table:
     tokens: Integers
     images: Flags
     ok: Flags
+    ttft_met: Flags
+    tpot_met: Flags
 
     @classmethod
-    def of(cls, rows: list[ServedOutcome]) -> _Table:
+    def of(cls, rows: list[ServedOutcome], slo: Slo | None) -> _Table:
+        in_time = [_in_time(row, slo) for row in rows]
         return cls(
             np.array([row.arrived_ns for row in rows], np.int64),
             np.array([row.first_token_ns for row in rows], np.int64),
             np.array([row.finished_ns for row in rows], np.int64),
             np.array([row.output_tokens for row in rows], np.int64),
-            np.array([row.has_images for row in rows], np.bool_),
+            np.array([row.images > 0 for row in rows], np.bool_),
             np.array([row.ok and row.first_token_ns >= 0 for row in rows], np.bool_),
+            np.array([ttft for ttft, _ in in_time], np.bool_),
+            np.array([tpot for _, tpot in in_time], np.bool_),
         )
 
     def modality(
-        self, rows: list[ServedOutcome], arrived: Flags, finished: Flags, slo: Slo, devices: int, seconds: float
+        self, rows: list[ServedOutcome], arrived: Flags, finished: Flags, devices: int, seconds: float
     ) -> ModalityReport:
         done = arrived & self.ok
         ttft = (self.first_ns - self.arrived_ns) / NS_PER_S
         e2e = (self.finished_ns - self.arrived_ns) / NS_PER_S
         several = self.tokens >= 2
         tpot = np.where(several, (self.finished_ns - self.first_ns) / NS_PER_S / np.maximum(self.tokens - 1, 1), 0.0)
-        ttft_met, tpot_met = done & (ttft <= slo.ttft_s), done & (tpot <= slo.tpot_s)
+        ttft_met, tpot_met = done & self.ttft_met, done & self.tpot_met
         requests, met = int(arrived.sum()), int((ttft_met & tpot_met).sum())
         errors = Counter(
             UNFINISHED if rows[i].ok else rows[i].outcome for i in np.flatnonzero(arrived & ~self.ok).tolist()
@@ -204,6 +171,17 @@ class _Table:
             requests_per_s=int(finished.sum()) / seconds,
             output_tokens_per_s=int(self.tokens[finished].sum()) / seconds,
         )
+
+
+def _in_time(row: ServedOutcome, slo: Slo | None) -> tuple[bool, bool]:
+    """Whether the first token of a finished request came in time, and the others on average."""
+    if slo is None:
+        return True, True
+    ttft_ns, later = row.first_token_ns - row.arrived_ns, max(0, row.output_tokens - 1)
+    return (
+        ttft_ns <= slo.ttft_of(row.prompt_tokens, row.images),
+        not later or row.finished_ns - row.first_token_ns <= slo.tpot_ns * later,
+    )
 
 
 def latencies(seconds: Floats) -> Latencies:

@@ -178,7 +178,7 @@ class _Sender:
             while self._options.max_in_flight and len(self._answers) - self._ended >= self._options.max_in_flight:
                 self._room.clear()
                 await self._room.wait()
-            answer = Answer(due_ns, request.output_tokens, bool(request.images), request.stream, self._over)
+            answer = Answer(due_ns, request, self._over)
             answer.sent_ns = time.monotonic_ns()
             self._answers.append(answer)
             self._client.send(message, answer, self._options.timeout_s)

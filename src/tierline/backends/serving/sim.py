@@ -366,7 +366,8 @@ class SimServing:
                 first_token_ns=course.first_ns,
                 finished_ns=course.finished_ns,
                 output_tokens=course.tokens,
-                has_images=bool(traced.images),
+                prompt_tokens=traced.prompt_tokens,
+                images=len(traced.images),
                 outcome=course.outcome,
                 stream=traced.stream,
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tierline.core.served_outcome import FINISHED, UNFINISHED, ServedOutcome
+from tierline.core.served_trace import TracedRequest
 
 TAIL_BYTES = 8192  # an answer's end holds its usage and any error
 KEPT_BYTES = 4096
@@ -20,13 +21,9 @@ class Answer:
     """A `Sink` for a stream of server-sent events, as OpenAI's. Only events before the first text and those at the end are
     decoded; what lies between is dropped unseen. `message` says what the server told of an error."""
 
-    def __init__(
-        self, due_ns: int, expected_tokens: int, has_images: bool, stream: str, done: Callable[[Answer], None]
-    ) -> None:
+    def __init__(self, due_ns: int, request: TracedRequest, done: Callable[[Answer], None]) -> None:
         self.due_ns = due_ns
-        self._expected = expected_tokens
-        self._has_images = has_images
-        self._stream = stream
+        self._request = request
         self._done = done
         self._kept = b""
         self._status = 0
@@ -78,7 +75,7 @@ class Answer:
                 else "empty"
             )
         if self.kind == FINISHED and not self.output_tokens:
-            self.output_tokens = self._expected  # the server tells no usage; it was told to make so many
+            self.output_tokens = self._request.output_tokens  # the server tells no usage; it was told to make so many
         self._done(self)
 
     def abandon(self, now_ns: int) -> None:
@@ -92,9 +89,10 @@ class Answer:
             first_token_ns=self.first_ns - zero_ns if self.first_ns >= 0 else -1,
             finished_ns=self.ended_ns - zero_ns if self.ended_ns >= 0 else -1,
             output_tokens=self.output_tokens,
-            has_images=self._has_images,
+            prompt_tokens=self.prompt_tokens or self._request.prompt_tokens,
+            images=len(self._request.images),
             outcome=self.kind,
-            stream=self._stream,
+            stream=self._request.stream,
         )
 
     def _take(self, event: bytes) -> dict[str, Any]:
