@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,9 +12,9 @@ import pytest
 from tierline.backends.serving import generator as module
 from tierline.backends.serving.generator import EngineGenerator, Mailboxes
 from tierline.clock import WallClock
-from tierline.core.errors import Overloaded
+from tierline.core.errors import Overloaded, RequestLost
 from tierline.core.instance_actions import TellTokens
-from tierline.core.request import ALL_ROLES, Request, Sampling
+from tierline.core.request import ALL_ROLES, Request, Sampling, TokensMade
 from tierline.core.serving_actions import Answer, QueueAttempt
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
 from tierline.deployment import DeploymentOptions, build_scheduler
@@ -48,8 +49,8 @@ def deployed(**options: Any) -> tuple[EngineGenerator, WallClock]:
     return EngineGenerator(scheduler, cast(Any, instances), driver, mailboxes, clock.close), clock
 
 
-async def ask(generator: EngineGenerator) -> tuple[int, ...]:
-    return tuple([token async for made in generator.generate(REQUEST, {}) for token in made.tokens])
+async def ask(generator: EngineGenerator, request: Request = REQUEST) -> tuple[int, ...]:
+    return tuple([token async for made in generator.generate(request, {}) for token in made.tokens])
 
 
 def test_all_instances_lost_is_told_with_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +79,49 @@ async def ask_when_there(generator: EngineGenerator) -> tuple[int, ...]:
     while await generator.health():
         await asyncio.sleep(0)
     return await ask(generator)
+
+
+def test_requests_are_found_by_both_names_while_they_run_and_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    generator, clock = deployed()
+    named = replace(REQUEST, client_id="abc")
+
+    async def begun() -> None:
+        stream = generator.generate(named, {})
+        asking = asyncio.ensure_future(anext(stream))
+        while not generator.live_ids():
+            await asyncio.sleep(0)
+        (found,) = generator.find("abc")
+        assert (found["request_id"], found["stage"], found["end"]) == ("r1", "waits", "")
+        assert found["prompt_tokens"] == 3 and found["first_s"] is None
+        clock.post(InstanceJoined("i0", ALL_ROLES))
+        assert (await asking).finish == "stop"
+        await stream.aclose()
+
+    try:
+        asyncio.run(begun())
+        (ended,) = generator.find("chatcmpl-abc")
+        assert generator.find("r1")[0]["took_s"] == ended["took_s"]
+        assert (ended["end"], ended["output_tokens"], ended["stage"]) == ("stop", 1, "")
+        assert 0 < ended["first_s"] <= ended["took_s"] and generator.find("r2") == []
+        generator._mailboxes.open = failing(generator._mailboxes)  # type: ignore[method-assign]
+        with pytest.raises(RequestLost, match=r"^It was there when five died\.$"):
+            asyncio.run(ask(generator, named))
+        assert generator.find("abc")[-1]["end"] == "error"
+        assert "Request r2 (abc): It was there when five died." in caplog.text
+    finally:
+        generator.close()
+
+
+def failing(mailboxes: Mailboxes) -> Any:
+    """Tells every client that its request is given up."""
+    plain = mailboxes.open
+
+    def opened(request_id: str, pictures: Any) -> Any:
+        queue = plain(request_id, pictures)
+        queue.put_nowait(TokensMade(request_id, 0, (), finish="error", reason="it was there when five died"))
+        return queue
+
+    return opened
 
 
 def test_a_request_waits_for_the_replacement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,17 @@ def told() -> dict[str, Any]:
     }  # fmt: skip
 
 
+REQUESTS = [
+    {"request_id": "r1", "client_id": "abc/1", "prompt_tokens": 30, "images": 1, "output_tokens": 9, "age_s": 70.0,
+     "first_s": 0.25, "took_s": 1.5, "end": "stop", "instance": "", "stage": ""},
+    {"request_id": "r2", "client_id": "abc/1", "prompt_tokens": 31, "images": 0, "age_s": 2.0, "first_s": None,
+     "took_s": None, "end": "", "instance": "i3", "stage": "prefill"},
+]  # fmt: skip
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
-    from tierline.core.request import ServedModel
+    from tierline.core.request import ServedModel, is_called
     from tierline.server.openai import FrontOptions
     from tierline.testing.front_door import Live
     from tierline.testing.instant import ByteText, InstantGenerator
@@ -53,6 +61,9 @@ def server() -> Iterator[str]:
     class Telling(InstantGenerator):
         def status(self) -> dict[str, Any]:
             return told()
+
+        def find(self, name: str) -> list[dict[str, Any]]:
+            return [each for each in REQUESTS if is_called(name, each["request_id"], each["client_id"])]
 
     text = ByteText(ServedModel("instant", 8192, True, 258, (256,), max_images=32))
     with Live(Telling(), text, FrontOptions()) as live:
@@ -117,7 +128,21 @@ def test_why_tells_of_an_instance(tierline: Tierline, server: str) -> None:
     assert "Nothing was decided" in tierline("why", "i2", server).out
     as_json = json.loads(tierline("why", "i0", server, "--json").out)
     assert as_json["instance"]["group"] == "text" and len(as_json["decisions"]) == 2
-    assert "'r1' is no instance of" in tierline("why", "r1", server).sentence
+    assert "'r9' is no instance of" in tierline("why", "r9", server).sentence
+
+
+def test_why_tells_of_a_request_by_its_own_and_its_client_s_name(tierline: Tierline, server: str) -> None:
+    ended, going, *_ = tierline("why", "chatcmpl-abc/1", server).out.splitlines()
+    assert ended == (
+        "r1 (abc/1): a prompt of 30 tokens and 1 image, came 1m10s ago; first token after 250ms, 9 tokens made; it ended "
+        "with 'stop' after 1.50s."
+    )
+    assert going == "r2 (abc/1): a prompt of 31 tokens, came 2s ago; its prompt is at i3."
+    assert tierline("why", "r2", server).out.splitlines()[0] == going
+    assert [each["request_id"] for each in json.loads(tierline("why", "abc/1", server, "--json").out)["requests"]] == [
+        "r1",
+        "r2",
+    ]
 
 
 def test_what_cannot_be_shown_is_one_sentence(tierline: Tierline, server: str, tmp_path: Path) -> None:
@@ -150,6 +175,9 @@ def test_why_reads_a_record_for_requests_and_instances(tierline: Tierline, tmp_p
         InstanceSaid("i0", TellTokens("r1#1", 1, (8,), finish="stop")),
         RolesAsked("i1", Role.parse("PD")),
         InstanceLost("i1", "it was killed"),
+        RequestSubmitted(Request("r2", tuple(range(9)), Sampling(9), client_id="abc")),
+        RequestSubmitted(Request("r3", tuple(range(9)), Sampling(9), client_id="abc")),
+        InstanceSaid("i0", TellTokens("r3#3", 0, (7,), finish="stop")),
     ]
     for number, event in enumerate(events):
         record.append([(number * NS, event, scheduler.handle(number * NS, event))])
@@ -168,6 +196,18 @@ def test_why_reads_a_record_for_requests_and_instances(tierline: Tierline, tmp_p
     assert [row[1] for row in rows(instance)[1:]] == ["joined", "roles", "lost"]
     assert "it was killed" in instance
     assert len(json.loads(tierline("why", "i1", str(path), "--json", "-n", "2").out)["decisions"]) == 2
+    for name in ("abc", "cmpl-abc"):
+        both = tierline("why", name, str(path)).out
+        assert [row[1:3] for row in rows(both)[1:]] == [
+            ["r2", "came"],
+            ["r2", "prefill"],
+            ["r3", "came"],
+            ["r3", "prefill"],
+            ["r3", "first"],
+            ["r3", "stop"],
+        ]
+    own = tierline("why", "r3", str(path)).out
+    assert [row[1] for row in rows(own)[1:]] == ["came", "prefill", "first", "stop"] and "calls it abc" in own
     assert "no decision about 'r9'" in tierline("why", "r9", str(path)).sentence
     path.write_text("nothing\n")
     assert "no record" in tierline("why", "r1", str(path)).sentence

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tierline.cli.serving_address import key_headers, root_of
 from tierline.core.errors import InvalidInput, RequestLost
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import httpx
 
 TIMEOUT_S = 10.0
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,29 @@ class DecisionTold:
     subject: str
     what: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTold:
+    """A request, under way or lately ended. Seconds since it came, None = not yet; `end` "" = it is under way."""
+
+    request_id: str
+    client_id: str = ""
+    prompt_tokens: int = 0
+    images: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    age_s: float = 0.0
+    first_s: float | None = None
+    took_s: float | None = None
+    end: str = ""
+    instance: str = ""
+    stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsTold:
+    requests: tuple[RequestTold, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +144,24 @@ class ServingClient(AbstractContextManager["ServingClient"]):
 
     def status(self) -> ServingStatus:
         """Raises `RequestLost` when nobody answers, `InvalidInput` when it is refused or no server of ours."""
+        return self._get("/tierline/status", {}, ServingStatus)
+
+    def requests(self, name: str) -> tuple[RequestTold, ...]:
+        """Those called so, by their own id, their client's or the answer's; oldest first. Raises as `status` does."""
+        return self._get("/tierline/requests", {"id": name}, RequestsTold).requests
+
+    def _get(self, path: str, query: dict[str, str], kind: type[Told]) -> Told:
         import msgspec
 
-        answer = self._told(lambda: self._http.get(f"{self.root}/tierline/status"))
+        answer = self._told(lambda: self._http.get(self.root + path, params=query))
         if answer.status_code in (401, 403):
             raise InvalidInput(f"{self.root} wants an API key: set $TIERLINE_API_KEY.")
         try:
             if answer.status_code == 200:
-                return msgspec.json.decode(answer.content, type=ServingStatus)
+                return msgspec.json.decode(answer.content, type=kind)
         except msgspec.MsgspecError:
             pass
-        raise InvalidInput(
-            f"{self.root} answered {answer.status_code} to /tierline/status: it is no server of `tierline serve`."
-        )
+        raise InvalidInput(f"{self.root} answered {answer.status_code} to {path}: it is no server of `tierline serve`.")
 
     def _told(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         import httpx

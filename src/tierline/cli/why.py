@@ -36,7 +36,10 @@ def summary(job: JobStatus) -> str:
 
 def why(
     job_id: Annotated[
-        str, typer.Argument(metavar="NAME", help="A job's id, as `tierline ps` shows it; or i3, r7 of a served model.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A job's id, as `tierline ps` shows it; of a served model i3, r7 or an X-Request-Id."
+        ),
     ],
     where: Annotated[
         str, typer.Argument(metavar="[URL|FILE]", help="The served model, or what `serve --record` wrote.")

@@ -1,7 +1,8 @@
 """`tierline why NAME WHERE`: decisions about a serving instance or a request, of a live server or of a record.
 
-A server tells its last decisions about instances; a record (`tierline serve --record FILE`) holds every decision, those about
-single requests too.
+A server tells its last decisions about instances, and how far a request is or how it ended; a record (`tierline serve
+--record FILE`) holds every decision, those about single requests too. A request is known by its own id (`r7`), by the
+`X-Request-Id` that came with it, and by the `id` of its answer.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tierline.cli import render
 from tierline.core.errors import NotFound
 from tierline.core.nouns import NS_PER_S
 
+if TYPE_CHECKING:
+    from tierline.cli.serving_status import RequestTold
+
 COLUMNS = ("AFTER", "DECISION", "WHERE", "REASON")
 LIVE_COLUMNS = ("AGO", "DECISION", "REASON")
 NUMBERS = ("AFTER", "AGO")
+CLIENTS_COLUMNS = (*COLUMNS[:1], "REQUEST", *COLUMNS[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`after_s`: since the first event of the record."""
+    """`after_s`: since the first event of the record. `subject`: the instance or the request, by its own id."""
 
     after_s: float
+    subject: str
     decision: str
     where: str
     reason: str
@@ -50,13 +57,17 @@ def show_live(name: str, url: str, last: int, as_json: bool, api_key: str) -> No
 
     with ServingClient(url, api_key) as server:
         status: ServingStatus = server.status()
+        requests = server.requests(name) if all(each.name != name for each in status.instances) else ()
     instance = next((each for each in status.instances if each.name == name), None)
     decisions = [each for each in status.decisions if each.subject == name]
+    if requests:
+        _show_requests(requests[-last:] if last else requests, as_json)
+        return
     if instance is None and not decisions:
         known = ", ".join(each.name for each in status.instances) or "none"
         raise NotFound(
-            f"'{name}' is no instance of {server.root} (instances: {known}). Decisions about a request are in a record: "
-            "`tierline serve --record FILE`, then `tierline why r1 FILE`."
+            f"'{name}' is no instance of {server.root} (instances: {known}), and no request that it remembers. All requests "
+            "are in a record: `tierline serve --record FILE`, then `tierline why r1 FILE`."
         )
     decisions = decisions[-last:] if last else decisions
     if as_json:
@@ -69,6 +80,33 @@ def show_live(name: str, url: str, last: int, as_json: bool, api_key: str) -> No
         return
     rows = [[render.duration((status.now_ns - each.at_ns) / NS_PER_S), each.what, each.reason] for each in decisions]
     render.print_table(LIVE_COLUMNS, rows, NUMBERS, wrap=True)
+
+
+def _show_requests(requests: Sequence[RequestTold], as_json: bool) -> None:
+    if as_json:
+        render.print_json({"requests": requests})
+        return
+    for each in requests:
+        called = f" ({each.client_id})" if each.client_id else ""
+        print(f"{each.request_id}{called}: {_course(each)}.")
+    print("Decisions about it are in a record: `tierline serve --record FILE`, then `tierline why NAME FILE`.")
+
+
+def _course(each: RequestTold) -> str:
+    """What became of a request, in words."""
+    images = f" and {each.images} image{'' if each.images == 1 else 's'}" if each.images else ""
+    said = [f"a prompt of {each.prompt_tokens} tokens{images}, came {render.duration(each.age_s)} ago"]
+    if each.first_s is not None:
+        said.append(f"first token after {render.latency(each.first_s)}, {each.output_tokens} tokens made")
+    if each.end:
+        meant = "its client has gone or has all it wanted" if each.end == "closed" else f"it ended with '{each.end}'"
+        said.append(f"{meant} after {render.latency(each.took_s)}")
+    elif each.instance:
+        doing = {"prefill": "its prompt is at", "decode": "it decodes at", "moves": "it moves away from"}[each.stage]
+        said.append(f"{doing} {each.instance}")
+    else:
+        said.append("it waits for room")
+    return "; ".join(said)
 
 
 def words(roles: str) -> str:
@@ -98,23 +136,31 @@ def show_recorded(name: str, path: Path, last: int, as_json: bool) -> None:
     setting = setting_of(path)
     rows = list(_rows(name, read_record(path)))
     if not rows:
-        raise NotFound(f"{path} holds no decision about '{name}': instances are i0, i1, ..., requests r1, r2, ...")
+        raise NotFound(
+            f"{path} holds no decision about '{name}': instances are i0, i1, ..., requests r1, r2, ... or as their clients "
+            "call them."
+        )
     rows = rows[-last:] if last else rows
     if as_json:
         render.print_json({"name": name, "policy": setting.get("policy", ""), "decisions": rows})
         return
-    table = [[f"{row.after_s:.3f}s", row.decision, row.where, row.reason] for row in rows]
-    render.print_table(COLUMNS, table, NUMBERS, wrap=True)
+    if all(row.subject == name for row in rows):
+        table = [[f"{row.after_s:.3f}s", row.decision, row.where, row.reason] for row in rows]
+        render.print_table(COLUMNS, table, NUMBERS, wrap=True)
+        return
+    table = [[f"{row.after_s:.3f}s", row.subject, row.decision, row.where, row.reason] for row in rows]
+    render.print_table(CLIENTS_COLUMNS, table, NUMBERS, wrap=True)
 
 
 @dataclass(slots=True)
 class _Known:
-    """Of the request that is asked about."""
+    """Images of each request that is asked about; none yet of an instance."""
 
-    images: set[str] = field(default_factory=set)
+    images: dict[str, set[str]] = field(default_factory=dict)
 
 
 def _rows(name: str, record: Iterable[tuple[int, object, Sequence[object]]]) -> Iterator[Row]:
+    from tierline.core.request import is_called
     from tierline.core.serving_events import InstanceJoined, InstanceLost, RequestAbandoned, RequestSubmitted
 
     zero_ns: int | None = None
@@ -123,51 +169,59 @@ def _rows(name: str, record: Iterable[tuple[int, object, Sequence[object]]]) -> 
         zero_ns = at_ns if zero_ns is None else zero_ns
         after_s = (at_ns - zero_ns) / NS_PER_S
         match event:
-            case RequestSubmitted() if event.request.request_id == name:
-                known.images = {image.content_hash for image in event.request.images}
-                prompt, images = len(event.request.prompt), len(event.request.images)
-                told = f"a prompt of {prompt} tokens, {images} image{'' if images == 1 else 's'}"
-                yield Row(after_s, "came", "-", told)
-            case RequestAbandoned() if event.request_id == name:
-                yield Row(after_s, "abandoned", "-", "its client has gone")
+            case RequestSubmitted() if is_called(name, event.request.request_id, event.request.client_id):
+                request = event.request
+                known.images[request.request_id] = {image.content_hash for image in request.images}
+                images = len(request.images)
+                told = f"a prompt of {len(request.prompt)} tokens, {images} image{'' if images == 1 else 's'}"
+                if request.client_id and request.client_id != name:
+                    told += f"; its client calls it {request.client_id}"
+                yield Row(after_s, request.request_id, "came", "-", told)
+            case RequestAbandoned() if event.request_id in known.images:
+                yield Row(after_s, event.request_id, "abandoned", "-", "its client has gone, or has all it wanted")
             case InstanceJoined() if event.name == name:
-                yield Row(after_s, "joined", name, f"it may {words(event.roles.letters)}")
+                yield Row(after_s, name, "joined", name, f"it may {words(event.roles.letters)}")
             case InstanceLost() if event.name == name:
-                yield Row(after_s, "lost", name, event.reason)
+                yield Row(after_s, name, "lost", name, event.reason)
         yield from _acted(name, after_s, actions, known)
 
 
 def _acted(name: str, after_s: float, actions: Sequence[object], known: _Known) -> Iterator[Row]:
     from tierline.core import serving_actions as act
 
-    queued = any(isinstance(each, act.QueueAttempt) and _of(each.request.request_id) == name for each in actions)
+    queued = ""
     for action in actions:
         match action:
-            case act.QueueAttempt() if _of(action.request.request_id) == name:
-                yield Row(after_s, f"prefill as {action.request.request_id}", action.instance, action.reason)
-            case act.EncodeOn() if queued and action.content_hash in known.images:
+            case act.QueueAttempt():
+                queued = _of(action.request.request_id)  # what follows is for it
+                if queued in known.images:
+                    yield Row(
+                        after_s, queued, f"prefill as {action.request.request_id}", action.instance, action.reason
+                    )
+            case act.EncodeOn() if action.content_hash in known.images.get(queued, ()):
                 what = "encode an image" if action.pixels_of else "send an image's embeddings"
-                yield Row(after_s, what, f"{action.instance} for {action.to}", action.reason)
-            case act.MoveAttempt() if _of(action.attempt) == name:
-                yield Row(after_s, "move", f"{action.instance} to {action.to}", action.reason)
-            case act.CancelAttempt() if _of(action.attempt) == name:
-                yield Row(after_s, "cancel", action.instance, f"attempt {action.attempt} is over")
-            case act.Answer() if action.tokens.request_id == name:
+                yield Row(after_s, queued, what, f"{action.instance} for {action.to}", action.reason)
+            case act.MoveAttempt() if (own := _of(action.attempt)) in known.images:
+                yield Row(after_s, own, "move", f"{action.instance} to {action.to}", action.reason)
+            case act.CancelAttempt() if (own := _of(action.attempt)) in known.images:
+                yield Row(after_s, own, "cancel", action.instance, f"attempt {action.attempt} is over")
+            case act.Answer() if (own := action.tokens.request_id) in known.images:
                 if action.tokens.first == 0 and action.tokens.tokens:
-                    yield Row(after_s, "first token", "-", "told to the client")
+                    yield Row(after_s, own, "first token", "-", "told to the client")
                 if action.tokens.finish:
                     made = action.tokens.first + len(action.tokens.tokens)
-                    yield Row(after_s, action.tokens.finish, "-", action.tokens.reason or f"after {made} tokens")
-            case act.AskPixels() if action.request_id == name:
-                yield Row(after_s, "ask for pixels", "-", f"of {len(action.hashes)} images")
+                    reason = action.tokens.reason or f"after {made} tokens"
+                    yield Row(after_s, own, action.tokens.finish, "-", reason)
+            case act.AskPixels() if action.request_id in known.images:
+                yield Row(after_s, action.request_id, "ask for pixels", "-", f"of {len(action.hashes)} images")
             case act.SetRoles() if action.instance == name:
-                yield Row(after_s, f"roles {action.roles.letters or 'none'}", name, action.reason)
+                yield Row(after_s, name, f"roles {action.roles.letters or 'none'}", name, action.reason)
             case act.SetGroup() if action.instance == name:
-                yield Row(after_s, f"group {action.group}", name, action.reason)
+                yield Row(after_s, name, f"group {action.group}", name, action.reason)
             case act.StopInstance() if action.instance == name:
-                yield Row(after_s, "stop", name, action.reason)
-            case act.RecordServingRefusal() if action.subject == name:
-                yield Row(after_s, "refused", name, action.reason)
+                yield Row(after_s, name, "stop", name, action.reason)
+            case act.RecordServingRefusal() if action.subject == name or action.subject in known.images:
+                yield Row(after_s, action.subject, "refused", action.subject, action.reason)
 
 
 def _of(attempt: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from tierline.core.errors import InvalidInput
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+CHAT_PREFIX, COMPLETION_PREFIX = "chatcmpl-", "cmpl-"  # of an answer's id, before its client's id
 
 
 class Role(IntFlag):
@@ -94,7 +95,8 @@ class Request:
 
     `made` are output tokens that were already told to the client, before the instance that made them was lost: they are
     computed again as if they were prompt, and count as output in `sampling`. Higher `priority` goes first; it is the
-    server's own scale (the front door negates vLLM's).
+    server's own scale (the front door negates vLLM's). `client_id`: what its client calls it (X-Request-Id); several
+    requests may have the same.
     """
 
     request_id: str
@@ -104,6 +106,18 @@ class Request:
     priority: int = 0
     arrived_ns: int = 0
     made: tuple[int, ...] = ()
+    client_id: str = ""
+
+
+def is_called(name: str, request_id: str, client_id: str) -> bool:
+    """Whether `name` means this request: its own id, its client's, or the one of the answer.
+
+    >>> [is_called(name, "r7", "abc") for name in ("r7", "abc", "chatcmpl-abc", "cmpl-abc", "ab")]
+    [True, True, True, True, False]
+    """
+    return name == request_id or (
+        client_id != "" and name in (client_id, CHAT_PREFIX + client_id, COMPLETION_PREFIX + client_id)
+    )
 
 
 @dataclass(frozen=True, slots=True)

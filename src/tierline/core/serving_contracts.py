@@ -76,3 +76,7 @@ class Generator(Protocol):
     def status(self) -> dict[str, Any]:
         """Instances with roles, load and counters, for people and scripts (`/tierline/status`)."""
         ...
+
+    def find(self, name: str) -> list[dict[str, Any]]:
+        """Requests of this name (`core.request.is_called`), those that ended lately too (`/tierline/requests?id=`)."""
+        ...

@@ -171,6 +171,9 @@ class InstantGenerator:
     def status(self) -> dict[str, Any]:
         return {"instances": [], "started": self.started, "finished": self.finished, "cancelled": len(self.cancelled)}
 
+    def find(self, name: str) -> list[dict[str, Any]]:
+        return []
+
     def _tokens(self, request: Request) -> tuple[int, ...]:
         sampling = request.sampling
         said = tuple(token for token in request.prompt if token < END) if self.answer is None else tuple(self.answer)

@@ -194,8 +194,14 @@ async def test_request_ids(door: Door) -> None:
     async with door.client() as client:
         given = await client.post(CHAT, json=chat(n=0), headers={"x-request-id": "abc-1"})
         spaces = await client.post(CHAT, json=chat(), headers={"x-request-id": "a b"})
-        long = await client.get("/health", headers={"x-request-id": "a" * 129})
+        long = await client.get("/health", headers={"x-request-id": "a" * 513})
         none = await client.get("/nothing")
+        other = await client.get("/health", headers={"x-client-request-id": "b" * 512})
+        both = await client.get("/health", headers={"x-client-request-id": "b", "x-request-id": "a"})
+        served = await client.post(CHAT, json=chat(n=2), headers={"x-request-id": "abc-2"})
+    assert other.headers["x-request-id"] == "b" * 512 and both.headers["x-request-id"] == "a"
+    assert served.json()["id"] == "chatcmpl-abc-2"
+    assert [request.client_id for request, _ in door.generator.requests[-2:]] == ["abc-2"] * 2
     assert given.headers["x-request-id"] == "abc-1"
     for answer in (spaces, long, none):
         assert len(answer.headers["x-request-id"]) == 32

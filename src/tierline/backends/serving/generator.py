@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tierline.backends.serving.request_log import CLOSED, RequestLog
 from tierline.backends.serving.torch import TorchInstances
 from tierline.core.contracts import Loop
 from tierline.core.errors import Overloaded, PixelsNeeded, RequestLost, StateUnusable, TierlineError
@@ -98,6 +99,7 @@ class EngineGenerator:
         self._end_clock = end_clock
         self._about = dict(about or {})
         self._count = itertools.count(1)
+        self._log = RequestLog()
         self._failed = ""
         self._thread = threading.Thread(target=self._run, name="serving loop", daemon=True)
         self._thread.start()
@@ -150,6 +152,7 @@ class EngineGenerator:
         own = f"r{next(self._count)}"
         sent = replace(request, request_id=own, arrived_ns=request.arrived_ns or time.monotonic_ns())
         queue = self._mailboxes.open(own, pictures)
+        entry, how, error = self._log.begin(sent), CLOSED, ""
         finished = False
         try:
             self._submit(RequestSubmitted(sent, tuple(pictures)))
@@ -160,11 +163,19 @@ class EngineGenerator:
                 finished = isinstance(item, TierlineError) or item.finish is not None
                 if isinstance(item, TierlineError):
                     raise item
+                entry.made(item)
+                how = item.finish or how
                 if item.finish == "error":
-                    raise RequestLost(item.reason[:1].upper() + item.reason[1:] + ".")
+                    error = item.reason[:1].upper() + item.reason[1:] + "."
+                    raise RequestLost(error)
                 yield replace(item, request_id=request.request_id)
+        except TierlineError as failure:
+            words = {Overloaded: "refused", PixelsNeeded: "sent back for pixels"}
+            how = words.get(type(failure), "error")
+            raise
         finally:
             self._mailboxes.close(own)
+            self._log.end(entry, how, error)
             if not finished:
                 with contextlib.suppress(RequestLost):
                     self._submit(RequestAbandoned(own))
@@ -251,6 +262,21 @@ class EngineGenerator:
                 for each in self._scheduler.decisions
             ],
         }
+
+    def find(self, name: str) -> list[dict[str, Any]]:
+        """What is known of requests of this name: how far they are, and of live ones where."""
+        found = self._log.find(name)
+        places = self._driver.query(lambda: {each["request_id"]: self._place(each["request_id"]) for each in found})
+        return [{**each, **places[each["request_id"]]} for each in found]
+
+    def _place(self, request_id: str) -> dict[str, str]:
+        live = self._scheduler.live_request(request_id)
+        if live is None:
+            return {"instance": "", "stage": ""}
+        if not live.owner:
+            return {"instance": "", "stage": "waits"}
+        stage = "moves" if live.moving_to else "decode" if live.prefilled else "prefill"
+        return {"instance": live.owner, "stage": stage}
 
     def metrics_text(self) -> str:
         """Prometheus lines of the instances; names are vLLM's, `tierline:` where vLLM has none."""

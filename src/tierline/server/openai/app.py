@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -204,6 +204,11 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text() + generator.metrics_text(), media_type=METRICS_TYPE)
+
+    @app.get("/tierline/requests")
+    async def requests(name: str = Query("", alias="id")) -> Response:
+        """What is known of the requests of this name."""
+        return _json({"requests": generator.find(name)})
 
     @app.get("/tierline/status")
     async def status() -> Response:

@@ -14,7 +14,7 @@ from tierline.server.openai.wire import Message, Out, Receive, Scope, Send, Watc
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/health", "/ping", "/version", "/metrics"})
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_REQUEST_ID = re.compile(rb"[!-~]{1,512}")  # printable, without spaces; so many has OpenAI
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?")
 
 
@@ -49,7 +49,8 @@ class Front:
 
 
 class Gate:
-    """Every answer carries X-Request-Id: the client's own where it is usable, else a new one."""
+    """Every answer carries X-Request-Id: the client's own (or its X-Client-Request-Id, as OpenAI's clients call it) where
+    that is usable, else a new one."""
 
     def __init__(
         self, app: App, *, front: Front, keys: Keys, origins: tuple[str, ...], hosts: tuple[str, ...] = ()
@@ -64,7 +65,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header(scope, b"x-request-id") or b""
+        given = header(scope, b"x-request-id") or header(scope, b"x-client-request-id") or b""
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         tag = (b"x-request-id", request_id)

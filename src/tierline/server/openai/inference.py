@@ -100,14 +100,14 @@ class Inference:
         except ClientGone:
             pass
         except Exception as error:
-            await self._fail(out, error)
+            await self._fail(out, error, scope["state"]["request_id"])
         finally:
             hold.give_all()
 
-    async def _fail(self, out: Out, error: Exception) -> None:
+    async def _fail(self, out: Out, error: Exception, request_id: str) -> None:
         told = as_api_error(error, self._service.options.overload_status)
         if told.status == 500:
-            log.error("A request failed.", exc_info=error)
+            log.error("Request %s failed.", request_id, exc_info=error)
         self._service.metrics.refuse(told.status)
         with contextlib.suppress(ClientGone):
             await out.error(told)
@@ -122,7 +122,7 @@ class Inference:
             prepared = await service.readers.run(self._prepare, body)
         del body
         pictures = await service.pixels.gather(prepared.images, hold)
-        jobs = self._jobs(prepared, arrived_s, arrived_ns)
+        jobs = self._jobs(prepared, request_id, arrived_s, arrived_ns)
         shape = self._shape(request_id, service.text, prepared.wish)
         streams = [self._pieces(job, prepared, pictures, hold) for job in jobs]
         both = merged(streams)
@@ -141,7 +141,7 @@ class Inference:
             for stream in streams:  # those that were never begun
                 await close(stream)
 
-    def _jobs(self, prepared: Prepared, arrived_s: float, arrived_ns: int) -> list[Job]:
+    def _jobs(self, prepared: Prepared, request_id: str, arrived_s: float, arrived_ns: int) -> list[Job]:
         service, wish = self._service, prepared.wish
         model = service.text.model
         sizes = [(image.content_hash, *image.size) for image in prepared.images if image.size is not None]
@@ -159,7 +159,8 @@ class Inference:
         for tokens, spans in placed:
             for choice in range(wish.choices):
                 sampling = wish.sampling_of(choice, len(tokens), model)
-                asked.append(Request(f"{base}-{len(asked)}", tokens, sampling, spans, wish.priority, arrived_ns))
+                own = f"{base}-{len(asked)}"
+                asked.append(Request(own, tokens, sampling, spans, wish.priority, arrived_ns, client_id=request_id))
         metrics = service.metrics
         metrics.request_n.observe(wish.choices)
         jobs = []

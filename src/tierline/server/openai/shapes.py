@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tierline.core.request import TokenLogprob
+from tierline.core.request import CHAT_PREFIX, COMPLETION_PREFIX, TokenLogprob
 from tierline.core.serving_contracts import ModelText
 from tierline.server.openai.answer import Answer, Piece
 from tierline.server.openai.wish import Wish
@@ -99,7 +99,7 @@ class _Shape:
 
 
 class ChatShape(_Shape):
-    prefix = "chatcmpl-"
+    prefix = CHAT_PREFIX
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     before_text = b',"delta":{"content":'
@@ -135,7 +135,7 @@ LOWEST = -9999.0
 
 
 class CompletionShape(_Shape):
-    prefix = "cmpl-"
+    prefix = COMPLETION_PREFIX
     kind = "text_completion"
     chunk_kind = "text_completion"
     before_text = b',"text":'
