@@ -65,8 +65,6 @@ const ErrorText* find_error(int code) {
     return nullptr;
 }
 
-const DeviceSpec& spec() { return driver().host.device().spec(); }
-
 int attribute(int which) {
     const DeviceSpec& d = spec();
     switch (which) {

@@ -8,8 +8,6 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-const DeviceSpec& spec() { return driver().host.device().spec(); }
-
 std::int32_t& first_sm_of(CUdevResource& resource) {
     // The driver keeps what it needs in the padding; so does this one.
     return *reinterpret_cast<std::int32_t*>(&resource._internal_padding[4]);

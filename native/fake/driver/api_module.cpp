@@ -10,8 +10,6 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-const DeviceSpec& spec() { return driver().host.device().spec(); }
-
 // A CUfunction of the same library as a handle of its own: a kernel handle is no function handle, but it may be cast.
 Function* plain_function(CUfunction handle) { return to<Function>(handle, Tag::function); }
 

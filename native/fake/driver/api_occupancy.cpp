@@ -7,8 +7,6 @@ using namespace tierline::fakecuda;
 
 namespace {
 
-const DeviceSpec& spec() { return driver().host.device().spec(); }
-
 std::int32_t blocks_per_sm(const Function& function, int threads, std::size_t dynamic) {
     KernelSpec shape = function.spec;
     shape.block[0] = static_cast<std::uint32_t>(threads);

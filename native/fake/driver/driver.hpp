@@ -57,6 +57,7 @@ struct Driver {
 };
 
 Driver& driver();
+inline const DeviceSpec& spec() { return driver().host.device().spec(); }
 std::uint64_t thread_number();
 // Context stack of the calling thread; the last is current.
 std::vector<Context*>& context_stack();

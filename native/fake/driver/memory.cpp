@@ -10,8 +10,6 @@
 namespace tierline::fakecuda {
 namespace {
 
-std::size_t paged(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
-
 // The allocation that holds the address; null when it is plain host memory.
 const Allocation* find(const void* pointer) {
     const auto& all = driver().allocations;

@@ -19,8 +19,6 @@ constexpr std::uint64_t kMagic = 0x32306b61662d6c74;          // changes with th
 constexpr std::uint64_t kReserved = std::uint64_t{16} << 30;  // address range; the file grows within it
 constexpr std::uint64_t kStep = std::uint64_t{4} << 20;
 
-std::uint64_t paged(std::uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
-
 std::int64_t monotonic_ns() {
     timespec now{};
     ::clock_gettime(CLOCK_MONOTONIC, &now);

@@ -14,6 +14,9 @@
 
 namespace tierline::fakecuda {
 
+// Up to whole pages.
+inline std::uint64_t paged(std::uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
 class SharedFile {
 public:
     static constexpr int kMembers = 64;
