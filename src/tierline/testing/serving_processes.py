@@ -214,10 +214,12 @@ class Deployment:
             self.generator.set_roles(self.rng.choice(names), Role(self.rng.randrange(1, 8)))
 
     def restore_roles(self) -> None:
-        """The first roles again; twice, since a stage that nobody else has yet is not given up."""
-        for _ in range(2):
-            for slot, each in self.slots.items():
-                self.generator.set_roles(each["name"], self.roles[int(slot[1:])])
+        """The first roles again, by way of all roles for everybody: a stage that nobody else has is not given up."""
+        slots = self.slots
+        for each in slots.values():
+            self.generator.set_roles(each["name"], Role.ENCODE | Role.PREFILL | Role.DECODE)
+        for slot, each in slots.items():
+            self.generator.set_roles(each["name"], self.roles[int(slot[1:])])
 
     def close(self) -> None:
         self.generator.close()
