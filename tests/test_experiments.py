@@ -11,7 +11,7 @@ import pytest
 from tierline import experiments
 from tierline.backends.jobs.sim import uniform_nodes
 from tierline.core.errors import InvalidInput, UnknownName
-from tierline.experiments import Experiment, as_json, parse_nodes, parse_policies, parse_policy, run_all
+from tierline.experiments import Experiment, Run, as_json, parse_nodes, parse_policies, parse_policy, run_all
 from tierline.policies.jobs import POLICIES
 from tierline.runtime.codec import decode_event
 from tierline.runtime.simulated_runs import spread
@@ -21,8 +21,13 @@ SMALL = Experiment(
 )
 
 
-def test_every_policy_gets_the_same_workload_and_stays_below_the_bound() -> None:
-    runs = run_all(SMALL)
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    """Of `SMALL`, in this process."""
+    return run_all(SMALL)
+
+
+def test_every_policy_gets_the_same_workload_and_stays_below_the_bound(runs: list[Run]) -> None:
     assert [(run.seed, run.policy) for run in runs] == [(s, p) for s in (0, 1) for p in SMALL.policies]
     for seed in (0, 1):
         assert len({run.hash for run in runs if run.seed == seed}) == 1
@@ -33,12 +38,11 @@ def test_every_policy_gets_the_same_workload_and_stays_below_the_bound() -> None
         assert run.judgement.unfinished == 0
 
 
-def test_a_run_repeats_exactly_and_in_any_process() -> None:
-    assert run_all(SMALL, workers=2) == run_all(SMALL, workers=1)
+def test_a_run_repeats_exactly_and_in_any_process(runs: list[Run]) -> None:
+    assert run_all(SMALL, workers=2) == runs
 
 
-def test_results_as_json_hold_what_was_promised() -> None:
-    runs = run_all(SMALL)
+def test_results_as_json_hold_what_was_promised(runs: list[Run]) -> None:
     found = json.loads(json.dumps(as_json(SMALL, runs), allow_nan=False))
     assert found["loads"]["4"]["policies"] == found["policies"]
     assert [w["seed"] for w in found["workloads"]] == [0, 1]
