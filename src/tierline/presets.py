@@ -136,7 +136,7 @@ class ServingPreset:
     """A system. `elastic`: options of `Elasticity` beside its policies. `blocking_encoding`: preparing and encoding images
     stand in the way of iterations, as in engines of 2024 (for simulations and paced instances). `encode_overlap`: the
     encoder works beside iterations; else between them. `prefix_caching`, `image_caching`: the two pools of the unified
-    cache."""
+    cache. `keep_first`: a first token may be told with the second (`ServingScheduler`)."""
 
     name: str
     idea: str
@@ -152,6 +152,7 @@ class ServingPreset:
     image_caching: bool = True
     encode_overlap: bool = True
     blocking_encoding: bool = False
+    keep_first: bool = False
 
     @property
     def elasticity(self) -> Elasticity:
@@ -181,6 +182,7 @@ class ServingPreset:
             times=times,
             slo=slo,
             groups={name: slot.group for name, slot in (slots or {}).items()},
+            keep_first=self.keep_first,
         )
 
     def make_batching(self, times: StageTimes | None = None, slo: Slo | None = None) -> BatchPolicy:
@@ -242,6 +244,7 @@ PRESETS: Mapping[str, ServingPreset] = {
             stages=Choice("enough_decoders"),
             routing=Choice("late_binding"),
             batching=Choice("slo_chunk"),
+            keep_first=True,
         ),
         ServingPreset(
             "emp",

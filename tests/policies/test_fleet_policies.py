@@ -94,12 +94,13 @@ class TestRegistered:
                 found = policy.propose(view)
                 proposed[-1].append(found)
                 cooling = {each.name: each.cooling for each in view.members}
+                regrouping = {each.name: each.group_cooling for each in view.members}
                 for each in found:
                     assert each.reason
                     if isinstance(each, SetRoles):
                         assert each.roles and not cooling[each.instance]
                     elif isinstance(each, SetGroup | StopInstance):
-                        assert not cooling[each.instance]
+                        assert not (cooling if isinstance(each, StopInstance) else regrouping)[each.instance]
                     elif isinstance(each, MoveRequest):
                         assert each.to in cooling
         assert proposed[0] == proposed[1], "the same views, the same proposals"

@@ -35,14 +35,15 @@ class DecodeView:
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """One instance. Counts as in `InstanceView`. `cooling`: its roles or group changed so lately that they may not change
-    again; `held`: sequences there that wait for an instance that decodes. `queue` and `decodes` are samples, oldest first, of
+    """One instance. Counts as in `InstanceView`. `cooling`: its roles changed so lately that they may not change again,
+    `group_cooling`: its group; where groups are strict both are the same and begin with either change; `held`: sequences there that wait for an instance that decodes. `queue` and `decodes` are samples, oldest first, of
     its `prompts` and its `decoding` sequences: each stands for `prompts / len(queue)`, `decoding / len(decodes)` of them."""
 
     name: str
     group: Group
     roles: Role
     cooling: bool
+    group_cooling: bool
     prompts: int
     prefill_tokens: int
     prefill_s: float

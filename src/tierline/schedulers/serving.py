@@ -68,7 +68,8 @@ class ServingScheduler:
     """At most `queue_limit` requests are live at a time; more are turned away (`check`). `elasticity`: who changes groups,
     roles and the number of instances, within which limits (None = nobody but users). `times`: predictions of one device with
     the model (None = the order of magnitude of one); `slo`: what was promised, for deadlines. `groups`: by the name of an
-    instance's slot (`i3` of `i3~1`), the group that it begins in."""
+    instance's slot (`i3` of `i3~1`), the group that it begins in. `keep_first`: the first token of an answer that goes on
+    elsewhere is told with the second one, if its promise leaves the time."""
 
     def __init__(
         self,
@@ -79,12 +80,15 @@ class ServingScheduler:
         times: StageTimes | None = None,
         slo: Slo | None = None,
         groups: Mapping[str, Group] | None = None,
+        keep_first: bool = False,
     ) -> None:
         self._queue_limit = queue_limit
         self._out: list[ServingAction] = []
         self._live: dict[str, Live] = {}
         self._homeless: dict[str, Live] = {}  # requests whose next stage no instance may do
         self._held: dict[str, Live] = {}  # those that wait to be moved and are not under way
+        self._keep_first = keep_first
+        self._kept: dict[str, Live] = {}  # those whose first token is kept
         self.counts: Counter[str] = Counter()
         self._news: dict[str, Server] = {}  # who may have room for a prompt since the last event
         self._slo = slo or Slo()
@@ -157,6 +161,7 @@ class ServingScheduler:
                 self._submitted(now_ns, event)
             case RequestAbandoned():
                 if gone := self._live.get(event.request_id):
+                    self._drop_kept(gone)
                     self._call_off(gone)
                     self._forget(gone)
             case InstanceJoined():
@@ -205,6 +210,8 @@ class ServingScheduler:
     def _tick(self, now_ns: int) -> None:
         self._line.reorder()
         self._place_waiting()
+        for live in [each for each in self._kept.values() if now_ns + self.tick_ns > each.deadline_ns]:
+            self._tell_kept(live)
         for live in list(islice(self._held.values(), TRIES)):
             self._find_decoder(live)
         self._look(now_ns)
@@ -333,7 +340,6 @@ class ServingScheduler:
         for name in (live.owner, live.moving_to) if live.prefilled else ():
             if holder := self._fleet.servers.get(name):
                 holder.more_context(len(message.tokens))
-        live.first_ns = live.first_ns or self._fleet.now_ns
         made = TokensMade(
             request_id=live.request_id,
             first=message.first,
@@ -343,12 +349,40 @@ class ServingScheduler:
             cached_tokens=message.cached_tokens,
             reason=message.reason,
         )
-        self._out.append(Answer(made))
+        if self._may_keep(server, live, made):
+            live.kept = made
+            self._kept[live.request_id] = live
+            return False
+        self._tell_kept(live)
+        self._answer(live, made)
         if message.finish:
             self._elastic.ended(live)
             self._forget(live)
             self._has_room(server)
         return message.finish is not None
+
+    def _answer(self, live: Live, made: TokensMade) -> None:
+        live.first_ns = live.first_ns or self._fleet.now_ns
+        self._out.append(Answer(made))
+
+    def _may_keep(self, server: Server, live: Live, made: TokensMade) -> bool:
+        """A move leaves a gap behind the first token, and answers of a few tokens would miss the TPOT by it. So the client is
+        told of that token when the answer goes on, as engines do whose decoders answer, unless it would come too late:
+        `deadline >= now + M(r) + 2 TPOT`."""
+        first = made.first == 0 and len(made.tokens) == 1 and not made.finish
+        if not (self._keep_first and first and live.owner == server.name) or Role.DECODE in server.roles:
+            return False
+        gap_ns = self._rates.move_s(live.positions) * 1e9 + 2 * self._slo.tpot_ns
+        return live.deadline_ns >= self._fleet.now_ns + gap_ns
+
+    def _tell_kept(self, live: Live) -> None:
+        if made := self._drop_kept(live):
+            self._answer(live, made)
+
+    def _drop_kept(self, live: Live) -> TokensMade | None:
+        self._kept.pop(live.request_id, None)
+        made, live.kept = live.kept, None
+        return made
 
     def _mend_gap(self, live: Live) -> None:
         """Tokens are missing that an instance made before the attempt moved on. If it is lost, so are they."""
@@ -357,6 +391,7 @@ class ServingScheduler:
 
     def _begin_anew(self, live: Live, reason: str) -> None:
         """An instance was lost that the attempt needed."""
+        self._tell_kept(live)
         self._call_off(live)
         live.losses += 1
         if live.losses < MAX_LOSSES:
@@ -382,6 +417,7 @@ class ServingScheduler:
 
     def _leave(self, live: Live) -> None:
         """The attempt is over, at its owner and on its way."""
+        self._tell_kept(live)
         if server := self._fleet.servers.get(live.owner):
             if live.prefilled:
                 server.drop_decode(live)
@@ -424,6 +460,7 @@ class ServingScheduler:
         if server is None:
             live.refused_by.clear()
             self._held[live.request_id] = live
+            self._tell_kept(live)
         else:
             self._move(live, server, "its prompt is done")
 
@@ -469,6 +506,8 @@ class ServingScheduler:
         live.owner, live.moving_to, live.held = server.name, "", False
         live.refused_by.clear()
         self.counts["moves"] += 1
+        if self._fleet.now_ns + self._slo.tpot_ns > live.deadline_ns:
+            self._tell_kept(live)
 
     def _move_wanted(self, request_id: str, name: str, why: str) -> None:
         live, to = self._live.get(request_id), self._fleet.servers.get(name)

@@ -112,7 +112,7 @@ class Elastic:
     mean_tpot_s: float = 0.0
     _starting: deque[tuple[int, Group]] = field(default_factory=deque)  # asked for, and not joined: when, for whom
     _stopped: set[str] = field(default_factory=set)
-    _before: dict[str, tuple[Role, Group]] = field(default_factory=dict)  # what an instance's last change has ended
+    _before: dict[tuple[str, type], Role | Group] = field(default_factory=dict)  # what an instance's last change has ended
     _refused: dict[str, str] = field(default_factory=dict)
     _touched: set[tuple[str, type]] = field(default_factory=set)  # changed in this look
     _looked_ns: int = 0
@@ -148,8 +148,9 @@ class Elastic:
             server.set_group(group if group != "shared" else server.group)
 
     def lost(self, name: str) -> None:
-        for known in (self._before, self._refused):
-            known.pop(name, None)
+        self._refused.pop(name, None)
+        for kind in (SetRoles, SetGroup):
+            self._before.pop((name, kind), None)
         self._stopped.discard(name)
 
     def pressed(self) -> None:
@@ -209,9 +210,13 @@ class Elastic:
         self._stopped.update(server.name for server in done)
         return done
 
-    def cooling(self, server: Server) -> bool:
-        changed_ns = server.changed_ns
+    def cooling(self, server: Server, kind: type = SetRoles) -> bool:
+        """Whether such a change must wait. A group that is a preference, and the roles, need not wait for each other."""
+        changed_ns = self._changed_ns(server, kind)
         return changed_ns is not None and self.fleet.now_ns - changed_ns < self.options.cool_down_ns
+
+    def _changed_ns(self, server: Server, kind: type) -> int | None:
+        return server.changed_ns if self.fleet.strict or kind is SetRoles else server.regrouped_ns
 
     def _set_roles(self, server: Server, roles: Role, reason: str) -> bool:
         if server.roles == roles:
@@ -243,18 +248,19 @@ class Elastic:
             return "it is to end"
         if (server.name, kind) in self._touched:
             return "it was changed at this moment"
-        if not any(name == server.name for name, _ in self._touched):
-            since_ns = self.fleet.now_ns - (server.changed_ns or 0)
-            if self.cooling(server):
+        if not any(name == server.name for name, _ in self._touched) or not self.fleet.strict:
+            changed_ns = self._changed_ns(server, kind)
+            since_ns = self.fleet.now_ns - (changed_ns or 0)
+            if self.cooling(server, kind):
                 return f"it was changed less than {self.options.cool_down_ns / 1e9:g} s ago"
-            undone = server.changed_ns is not None and self._before.get(server.name) == (roles, group)
+            wanted = roles if kind is SetRoles else group
+            undone = changed_ns is not None and self._before.get((server.name, kind)) == wanted
             if undone and since_ns < 2 * self.options.cool_down_ns:
                 return f"it was what it would be less than {2 * self.options.cool_down_ns / 1e9:g} s ago"
         return self.fleet.group_lacks(server, roles, group)
 
     def _remember(self, server: Server, kind: type) -> None:
-        if not any(name == server.name for name, _ in self._touched):
-            self._before[server.name] = (server.roles, server.group)
+        self._before[server.name, kind] = server.roles if kind is SetRoles else server.group
         self._touched.add((server.name, kind))
 
     def _start(self, proposal: StartInstance) -> bool:
@@ -337,6 +343,7 @@ class Elastic:
             group=server.group,
             roles=server.roles,
             cooling=self.cooling(server),
+            group_cooling=self.cooling(server, SetGroup),
             prompts=len(server.prompts),
             prefill_tokens=server.prefill_tokens,
             prefill_s=server.prefill_s,

@@ -118,7 +118,9 @@ class Fleet:
     def set_group(self, server: Server, group: Group, reason: str, now_ns: int) -> None:
         if server.group != group:
             server.set_group(group)
-            server.changed_ns, server.reason = now_ns, reason
+            server.regrouped_ns, server.reason = now_ns, reason
+            if self.strict:
+                server.changed_ns = now_ns
             self._out.append(SetGroup(server.name, group, reason))
 
     def take_over_stages(self, now_ns: int) -> None:

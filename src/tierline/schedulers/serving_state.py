@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tierline.core.instance_actions import TellStatus, TellTokens
-from tierline.core.request import Request, Role, TokenLogprob
+from tierline.core.request import Request, Role, TokenLogprob, TokensMade
 from tierline.core.routing_view import Group, InstanceView, Modality, RequestView
 from tierline.perf.serving_demand import StageRates
 
@@ -22,7 +22,7 @@ class Live:
     `told`: output tokens the client knows. `prefilled`: the attempt is past its prompt. `held`: its owner may not decode,
     so it waits to be moved; `moving_to`: a move was asked for and has not ended. `early`: words of tokens that came before
     those of earlier ones, as they may when an attempt moves from one instance to another; `before`: instances that had the
-    attempt, whose words may still come. `flights`: images under way for it, as (image, to). `prefill_s`, `encode_s`:
+    attempt, whose words may still come; `kept`: its first token, of which the client is not told yet. `flights`: images under way for it, as (image, to). `prefill_s`, `encode_s`:
     predicted when it came; `prefix_keys`: of its prompt's blocks, in the prefix index.
     """
 
@@ -48,6 +48,7 @@ class Live:
     refused_by: set[str] = field(default_factory=set)
     early: dict[int, tuple[TellTokens, tuple[TokenLogprob, ...]]] = field(default_factory=dict)
     before: set[str] = field(default_factory=set)
+    kept: TokensMade | None = None
     flights: dict[tuple[str, str], None] = field(default_factory=dict)  # in order, so that a replay goes the same way
 
     @property
@@ -131,7 +132,8 @@ class Server:
     switches: int = 0  # role changes that a batch has confirmed
     asked_ns: int = 0  # when roles were last asked for
     switch_ns: int = 0  # how long the last change took until its first batch
-    changed_ns: int | None = None  # when its roles or group were last changed
+    changed_ns: int | None = None  # when its roles, or a group that binds it, were last changed
+    regrouped_ns: int | None = None  # when its group was last changed
     leaving: bool = False  # it is to end when it has nothing to do any more
     reason: str = ""  # of its last change
     _view: InstanceView | None = None

@@ -110,7 +110,7 @@ class RealServing:
     answers: dict[str, Client] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     seen: Counter[str] = field(default_factory=Counter)
-    changed: dict[str, int] = field(default_factory=dict)  # when an instance's roles or group were last changed
+    changed: dict[tuple[str, str], int] = field(default_factory=dict)  # (instance, roles or group) -> its last change
     covered: set[Modality] = field(default_factory=set)  # modalities whose group has had all stages that it needs
     scheduler: ServingScheduler = field(init=False)
 
@@ -211,7 +211,7 @@ class RealServing:
                 self._changed(instance, reason)
                 self._send(instance, RolesSet(roles))
             case SetGroup(instance, _, reason):
-                self._changed(instance, reason)
+                self._changed(instance, reason, "roles" if self.scheduler.elasticity.strict else "group")
             case StartInstance():
                 self.cluster.starting += 1
             case StopInstance(instance):
@@ -223,13 +223,13 @@ class RealServing:
             case _:
                 pass
 
-    def _changed(self, name: str, reason: str) -> None:
+    def _changed(self, name: str, reason: str, what: str = "roles") -> None:
         """A policy's change comes no sooner than a cool-down after any other; people and losses need not wait."""
         now_ns, cool_down_ns = self.cluster.now_ns, self.scheduler.elasticity.cool_down_ns
-        last_ns = self.changed.get(name)
+        last_ns = self.changed.get((name, what))
         at_once = any(word in reason for word in ("asked for", "may do", "its own instance again"))
         assert at_once or last_ns in (None, now_ns) or now_ns - last_ns >= cool_down_ns, f"{name} changes to and fro"
-        self.changed[name] = now_ns
+        self.changed[name, what] = now_ns
 
     def _send(self, name: str, event: InstanceEvent) -> None:
         self.cluster.post(SERVING, name, Payload(event))
@@ -241,7 +241,7 @@ class RealServing:
         decoding: Counter[str] = Counter()
         for live in scheduler._live.values():
             client = self.answers[live.request_id]
-            assert not client.over and not client.lacking and tuple(live.told) == client.made
+            assert not client.over and not client.lacking and tuple(live.told) == client.made + (live.kept.tokens if live.kept else ())
             assert live.owner in servers or not live.owner
             waits = live.request_id in scheduler._homeless or live.request_id in scheduler._line
             assert bool(live.owner) is not waits, "a request is nowhere, or in two places"

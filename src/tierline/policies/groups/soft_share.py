@@ -37,7 +37,7 @@ class SoftShare:
             wanted = {group: int(size) for group, size in parts.items()}
         have: dict[Group, int] = {group: sum(each.group == group for each in view.members) for group in parts}
         proposals: list[Proposal] = []
-        free = [each for each in view.members if not each.cooling]
+        free = [each for each in view.members if not each.group_cooling]
         free.sort(key=lambda each: (each.prefill_s + each.encode_s + each.decode_s, each.name))
         reason = f"{part:.1f} of {count} instances is the text's share of the demand"
         for group, size in parts.items():

@@ -24,7 +24,8 @@ class LateBinding:
     `ahead_s`: prompt seconds that an instance may have, what it computes included; `ahead_prompts` it may have in any case,
     so that it is not idle while word of an end is under way. `most_barred`: prompts that it may have whose images are still
     being encoded; these do not count. `cross_s`: how much later the first token may be before an instance of the other
-    group is taken. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`: how far the encoder
+    group is taken. `full_share`: of the TPOT promised, beyond which an instance's decodes leave no time for
+    prompts. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`: how far the encoder
     slows iterations of the same device down (0 = not at all).
     """
 
@@ -40,6 +41,7 @@ class LateBinding:
     kv_share: float = 0.95
     overlap: float = 0.5
     least_share: float = 0.1
+    full_share: float = 0.6
     trust: float = 0.9
     patience_ns: int = 10_000_000_000
     priority_ns: int = 1_000_000_000
@@ -79,6 +81,8 @@ class LateBinding:
             queued_s = each.prefill_s
             if passes:  # but the iteration that is under way
                 queued_s = each.texts_s + min(self.step_s, queued_s - each.barred_s - each.texts_s)
+            if each.decode_s > self.full_share * tpot_s:
+                continue
             if making:
                 if each.barred >= self.most_barred:
                     continue
