@@ -38,7 +38,7 @@ class Decodes:
 class BatchView:
     """An instance before an iteration. `running` in order of admission; `waiting` are the first of the queue (priority,
     then arrival), which may be longer; it is empty where the instance may not prefill. Limits: `token_budget` positions and
-    `sequence_limit` sequences an iteration.
+    `sequence_limit` sequences an iteration. `encoding`: images that are being encoded here, or wait for that.
 
     Both are made when they are looked at, and may be looked at within `compose` only. A policy that treats all decodes
     alike need not look at `running`: `decodes` and `begun` say as much at a cost that does not grow with their number.
@@ -50,6 +50,7 @@ class BatchView:
     free_blocks: int
     token_budget: int
     sequence_limit: int
+    encoding: int = 0
     known_begun: Sequence[SequenceView] | None = None
     known_decodes: Decodes | None = None
 

@@ -36,14 +36,14 @@ class DecodeView:
 @dataclass(frozen=True, slots=True)
 class MemberView:
     """One instance. Counts as in `InstanceView`. `cooling`: its roles changed so lately that they may not change again,
-    `group_cooling`: its group; where groups are strict both are the same and begin with either change; `held`: sequences there that wait for an instance that decodes. `queue` and `decodes` are samples, oldest first, of
-    its `prompts` and its `decoding` sequences: each stands for `prompts / len(queue)`, `decoding / len(decodes)` of them."""
+    `group_cooling`: its group; where groups are strict both begin with either change. `held`: sequences there that wait for
+    an instance that decodes. `queue` and `decodes` are samples, oldest first, of its `prompts` and its `decoding` sequences:
+    each stands for `prompts / len(queue)`, `decoding / len(decodes)` of them."""
 
     name: str
     group: Group
     roles: Role
     cooling: bool
-    group_cooling: bool
     prompts: int
     prefill_tokens: int
     prefill_s: float
@@ -57,6 +57,7 @@ class MemberView:
     total_blocks: int
     queue: tuple[PromptView, ...] = ()
     decodes: tuple[DecodeView, ...] = ()
+    group_cooling: bool = False
 
     @property
     def idle(self) -> bool:

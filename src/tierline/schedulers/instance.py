@@ -379,7 +379,7 @@ class InstanceScheduler:
         lockstep = self._lockstep
         if self._again and lockstep and self._nobody_may_come and self._all_together(lockstep):
             return
-        view = batch_view(state, lockstep, self._ask_for_images)
+        view = batch_view(state, lockstep, self._encoder.waiting, self._ask_for_images)
         plan = _Plan(self._limits.token_budget, self._limits.sequence_limit)
         shares = self._policy.compose(view)
         for share in shares:

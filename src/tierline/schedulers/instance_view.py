@@ -56,7 +56,10 @@ class LazyViews(Sequence[SequenceView]):
 
 
 def batch_view(
-    state: InstanceState, lockstep: Lockstep | None, ask_for_images: Callable[[sequences.Sequence], None]
+    state: InstanceState,
+    lockstep: Lockstep | None,
+    encoding: int,
+    ask_for_images: Callable[[sequences.Sequence], None],
 ) -> BatchView:
     """The instance as it is now."""
     begun: list[SequenceView] = []
@@ -76,6 +79,7 @@ def batch_view(
         free_blocks=state.kv.free,
         token_budget=state.limits.token_budget,
         sequence_limit=state.limits.sequence_limit,
+        encoding=encoding,
         known_begun=begun,
         known_decodes=Decodes(count, context),
     )

@@ -112,7 +112,9 @@ class Elastic:
     mean_tpot_s: float = 0.0
     _starting: deque[tuple[int, Group]] = field(default_factory=deque)  # asked for, and not joined: when, for whom
     _stopped: set[str] = field(default_factory=set)
-    _before: dict[tuple[str, type], Role | Group] = field(default_factory=dict)  # what an instance's last change has ended
+    _before: dict[tuple[str, type], Role | Group] = field(
+        default_factory=dict
+    )  # what an instance's last change has ended
     _refused: dict[str, str] = field(default_factory=dict)
     _touched: set[tuple[str, type]] = field(default_factory=set)  # changed in this look
     _looked_ns: int = 0

@@ -22,8 +22,9 @@ class Live:
     `told`: output tokens the client knows. `prefilled`: the attempt is past its prompt. `held`: its owner may not decode,
     so it waits to be moved; `moving_to`: a move was asked for and has not ended. `early`: words of tokens that came before
     those of earlier ones, as they may when an attempt moves from one instance to another; `before`: instances that had the
-    attempt, whose words may still come; `kept`: its first token, of which the client is not told yet. `flights`: images under way for it, as (image, to). `prefill_s`, `encode_s`:
-    predicted when it came; `prefix_keys`: of its prompt's blocks, in the prefix index.
+    attempt, whose words may still come; `kept`: its first token, of which the client is not told yet. `flights`: images
+    under way for it, as (image, to). `prefill_s`, `encode_s`: predicted when it came; `prefix_keys`: of its prompt's blocks,
+    in the prefix index.
     """
 
     request: Request

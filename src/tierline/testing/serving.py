@@ -241,7 +241,8 @@ class RealServing:
         decoding: Counter[str] = Counter()
         for live in scheduler._live.values():
             client = self.answers[live.request_id]
-            assert not client.over and not client.lacking and tuple(live.told) == client.made + (live.kept.tokens if live.kept else ())
+            kept = live.kept.tokens if live.kept else ()
+            assert not client.over and not client.lacking and tuple(live.told) == client.made + kept
             assert live.owner in servers or not live.owner
             waits = live.request_id in scheduler._homeless or live.request_id in scheduler._line
             assert bool(live.owner) is not waits, "a request is nowhere, or in two places"

@@ -35,7 +35,9 @@ class SloChunk:
     `tpot_share`: of the TPOT promised an iteration may take so much. `credit`: by so many times the TPOT promised iterations
     may be longer in sum before shorter ones have made up for it. `least_tokens`: so many prompt tokens always go on, also
     when the decodes alone take too long. `alone_tokens`: the chunk where nobody decodes; the longer it is, the longer an
-    urgent prompt that comes now waits. `chunk_tokens`: the chunk beside decodes where there are no `times`.
+    urgent prompt that comes now waits. `chunk_tokens`: the chunk beside decodes where there are no `times`. `beside`: so
+    many times longer is an iteration beside one image that is encoded here, or beside more (`Overlap.slowdown` of a large
+    chunk; of the one image, half).
     """
 
     chunked: ClassVar[bool] = True
@@ -49,6 +51,7 @@ class SloChunk:
     patience_ns: int = 10_000_000_000
     priority_ns: int = 1_000_000_000
     by_deadline: bool = True
+    beside: tuple[float, float] = (1.4, 1.8)
     _rates: StageRates | None = None
     _allowed: dict[tuple[int, int, int, int, int], tuple[int, float]] = field(default_factory=dict)
     _version: int = 0  # of `times`, that the above are from
@@ -70,7 +73,8 @@ class SloChunk:
             return tuple(shares)
         room = view.token_budget - decodes.count
         if decodes.count:
-            budget, long_s = self._bearable(view.now_ns, decodes, prompts[0].context_tokens, room)
+            slow = self.beside[min(1, view.encoding - 1)] if view.encoding else 1.0
+            budget, long_s = self._bearable(view.now_ns, decodes, prompts[0].context_tokens, room, slow)
         else:
             budget, long_s = min(room, self._alone(view.now_ns, prompts[0])), 0.0
         allowed = budget
@@ -87,7 +91,7 @@ class SloChunk:
             shares.append(Share(sequence.request_id, tokens))
             budget -= tokens
         if long_s and budget < allowed:
-            self._owe(view.now_ns, decodes, long_s, (allowed - budget) / allowed)
+            self._owe(view.now_ns, decodes, long_s, (allowed - budget) / allowed, slow)
         return tuple(shares)
 
     def _place(self, sequence: SequenceView, now_ns: int) -> tuple[float, float]:
@@ -114,7 +118,7 @@ class SloChunk:
         presses = not hopeless and waits_ns < self.slo.ttft_ns
         return max(self.alone_tokens, first.ready_tokens) if presses else self.alone_tokens
 
-    def _bearable(self, now_ns: int, decodes: Decodes, cached_tokens: int, most: int) -> tuple[int, float]:
+    def _bearable(self, now_ns: int, decodes: Decodes, cached_tokens: int, most: int, slow: float) -> tuple[int, float]:
         """Prompt tokens that keep the iteration within the TPOT promised and the credit: the largest such multiple of
         `TOKENS_STEP`, at least `least_tokens`; and how long it will be with them (0 = no matter)."""
         if self.times is None:
@@ -125,7 +129,7 @@ class SloChunk:
         decode_s, over_s = self._decode_s(decodes), max(0, now_ns - self._since_ns) / 1e9
         self._debt_s = max(0.0, self._debt_s - over_s * (self.tpot_share * tpot_s / decode_s - 1))
         self._since_ns = max(now_ns, self._since_ns)
-        bound_s = self.tpot_share * tpot_s + max(0.0, self.credit * tpot_s - self._debt_s)
+        bound_s = (self.tpot_share * tpot_s + max(0.0, self.credit * tpot_s - self._debt_s)) / slow
         key = (
             -(-decodes.count // DECODES_STEP),
             -(-decodes.context_tokens // CONTEXT_STEP),
@@ -146,10 +150,10 @@ class SloChunk:
     def _decode_s(self, decodes: Decodes) -> float:
         return self._rates_of().decode_s(decodes.count, decodes.context_tokens)
 
-    def _owe(self, now_ns: int, decodes: Decodes, long_s: float, part: float) -> None:
+    def _owe(self, now_ns: int, decodes: Decodes, long_s: float, part: float, slow: float) -> None:
         """The iteration has so great a part of the tokens with which it would take `long_s`."""
         decode_s = self._decode_s(decodes)
-        iteration_s = decode_s + part * max(0.0, long_s - decode_s)
+        iteration_s = slow * (decode_s + part * max(0.0, long_s - decode_s))
         self._debt_s = max(0.0, self._debt_s + iteration_s - self.tpot_share * self.slo.tpot_ns / 1e9)
         self._since_ns = now_ns + round(iteration_s * 1e9)
 

@@ -56,7 +56,7 @@ class BurstToleranceGroups:
         self, view: FleetView, members: list[MemberView], gives: Modality, takes: Modality, now: float, then: float
     ) -> tuple[Proposal, ...]:
         """The member with least to do whose stages the others do too, with a role that its new group needs."""
-        able = [each for each in members if not each.group_cooling and not _alone(view, each, gives)]
+        able = [each for each in members if not (each.cooling or each.group_cooling) and not _alone(view, each, gives)]
         if not able:
             return ()
         member = min(able, key=lambda each: (each.prefill_s + each.encode_s + each.decode_s, each.name))
