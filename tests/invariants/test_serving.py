@@ -344,7 +344,7 @@ def stages_that_nobody_takes_over(monkeypatch):
 
 
 def changes_without_rest(monkeypatch):
-    monkeypatch.setattr(Elastic, "cooling", lambda self, server: False)
+    monkeypatch.setattr(Elastic, "cooling", lambda self, server, kind=None: False)
 
 
 def groups_that_may_lose_a_stage(monkeypatch):

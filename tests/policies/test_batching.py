@@ -138,13 +138,20 @@ def slo_chunk(**options):
     return make_batching("slo_chunk", {"tpot_share": 1.0, **options}, LinearTimes(), slo)
 
 
-def tokens_of(policy, now_ms, *prompts, decodes=4, budget=4096):
-    view = BatchView(now_ms * 1_000_000, tuple(decode(f"d{at}") for at in range(decodes)), prompts, 10**6, budget, 100)
+def tokens_of(policy, now_ms, *prompts, decodes=4, budget=4096, encoding=0):
+    decoding = tuple(decode(f"d{at}") for at in range(decodes))
+    view = BatchView(now_ms * 1_000_000, decoding, prompts, 10**6, budget, 100, encoding)
     return {share.request_id: share.tokens for share in policy.compose(view) if share.request_id}
 
 
 def test_without_credit_a_chunk_keeps_the_tpot():
     assert tokens_of(slo_chunk(credit=0.0), 0, prompt("p", 2000)) == {"p": 240}  # 5 ms of 10 are left, in steps of 16
+
+
+def test_beside_the_encoder_a_chunk_leaves_time_for_both():
+    policy = slo_chunk(credit=0.0, beside=(1.25, 1.6))
+    assert tokens_of(policy, 0, prompt("p", 2000), encoding=1) == {"p": 144}  # 10 ms are 8 by itself, 3 of them for it
+    assert tokens_of(policy, 0, prompt("p", 2000), encoding=5) == {"p": 64}  # 6.25 ms, and `least_tokens`
 
 
 def test_credit_is_spent_once_and_earned_again_by_short_iterations():

@@ -159,6 +159,16 @@ def test_text_passes_images_at_an_instance_but_waits_for_text():
     assert binding(by_deadline=False).choose(Role.PREFILL, (crowded_by_images,), text, 0) == WAIT
 
 
+def test_an_instance_full_of_decodes_gets_no_prompt():
+    text, bare = RequestView("t", prompt_tokens=1000, prefill_s=0.02), busy("i0")
+    full = replace(busy("i1"), decoding=200, decode_s=0.013)
+    policy = binding()  # 20 ms promised
+    assert policy.choose(Role.PREFILL, (full,), text, 0) == WAIT
+    assert policy.choose(Role.PREFILL, (full, busy("i0", prompts=1, texts=1)), text, 0) == "i0"
+    assert policy.choose(Role.PREFILL, (replace(full, decode_s=0.011),), text, 0) == "i1"
+    assert policy.choose(Role.PREFILL, (full, bare), text, 0) == "i0"
+
+
 def test_a_request_with_images_is_bound_at_once_so_that_they_are_encoded_meanwhile():
     images = RequestView("m", prompt_tokens=1000, image_tokens=500, images=1, prefill_s=0.02, encode_s=0.01)
     assert binding().choose(Role.PREFILL, (busy("i0", prompts=3), busy("i1", prompts=5)), images, 0) == "i0"

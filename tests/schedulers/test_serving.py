@@ -34,7 +34,9 @@ from tierline.core.serving_events import (
     RequestAbandoned,
     RequestSubmitted,
     RolesAsked,
+    Tick,
 )
+from tierline.core.slo import Slo
 from tierline.policies.routing import make_routing
 from tierline.schedulers.serving import MAX_LOSSES, ServingScheduler
 
@@ -390,3 +392,54 @@ def test_one_too_many_is_turned_away():
     with pytest.raises(Overloaded):
         told.scheduler.check([more])
     told.scheduler.check([RequestAbandoned("r")])
+
+
+# --- a first token that is told with the second
+
+
+def keeping(layout="EP D D"):
+    told = Told(layout, keep_first=True)
+    told.submit()
+    return told, told.say("a", tokens("r#1", 0, 7)), told.say("a", TellPrefilled("r#1"))
+
+
+def answers(actions):
+    return [(each.tokens.first, each.tokens.tokens) for each in actions if isinstance(each, Answer)]
+
+
+def test_a_first_token_is_told_with_the_second_where_the_answer_goes_on_elsewhere():
+    told, first, asked = keeping()
+    assert answers(first) == [] and kinds(asked) == [MoveAttempt]
+    assert answers(told.say("b", TellMoved("r#1", "a"))) == []
+    assert answers(told.say("b", tokens("r#1", 1, 8))) == [(0, (7,)), (1, (8,))]
+    assert answers(told.say("b", tokens("r#1", 2, 9))) == [(2, (9,))]
+
+
+def test_it_is_told_at_once_where_it_decodes_or_has_ended_or_is_late():
+    told = Told("EPD D", keep_first=True)
+    told.submit()
+    assert answers(told.say("a", tokens("r#1", 0, 7))) == [(0, (7,))]
+    told = Told("EP D", keep_first=True)
+    told.submit()
+    assert answers(told.say("a", tokens("r#1", 0, 7, finish="stop"))) == [(0, (7,))]
+    told = Told("EP D", keep_first=True, slo=Slo(ttft_ns=50_000_000, tpot_ns=30_000_000))
+    told.submit()
+    assert answers(told.say("a", tokens("r#1", 0, 7))) == [(0, (7,))], "two iterations would be too late"
+
+
+def test_a_kept_token_is_told_when_no_decoder_takes_it_over_and_before_all_else():
+    told, *_ = keeping("EP D")
+    assert answers(told.say("a", TellMoveFailed("r#1", "b", "full"))) == [(0, (7,))]
+    told, *_ = keeping()
+    actions = lose(told, "a")
+    assert answers(actions) == [(0, (7,))], "what was made is in the next attempt, so the client must know it"
+    (queue,) = [each for each in actions if isinstance(each, QueueAttempt)]
+    assert queue.request.made == (7,)
+
+
+def test_a_kept_token_is_told_at_a_tick_when_its_promise_ends_and_never_to_one_who_left():
+    told, *_ = keeping()
+    assert answers(told.send(Tick())) == []
+    assert answers(told.scheduler.handle(2_100_000_000, Tick())) == [(0, (7,))]
+    told, *_ = keeping()
+    assert answers(told.send(RequestAbandoned("r"))) == []

@@ -194,6 +194,19 @@ def test_an_instance_that_changed_rests_and_to_change_back_rests_twice_as_long()
     assert told.look(back, after_ns=2 * SECOND) == [back]
 
 
+def test_roles_rest_for_a_change_of_a_group_that_binds_and_not_for_a_preference():
+    regroup, roles = SetGroup("b", "text", "share"), SetRoles("b", Role.parse("EP"), "numbers")
+    told = Told("EPD EPD EPD")
+    assert told.look(regroup) == [regroup]
+    assert told.look(roles, after_ns=1) == [roles]
+    (refusal,) = told.look(SetGroup("b", "shared", "back"), after_ns=1)
+    assert "less than 1 s ago" in refusal.reason
+    told = Told("EPD EPD EPD", groups="shared shared shared")
+    assert told.look(regroup) == [regroup]
+    (refusal,) = told.look(roles, after_ns=1)
+    assert "less than 1 s ago" in refusal.reason
+
+
 def test_what_people_ask_for_need_not_rest():
     told = Told("EPD EPD")
     told.look(SetRoles("b", Role.PREFILL, "there"))
