@@ -122,7 +122,7 @@ def system(name: str) -> ServingPreset:
     """A preset, or one with `+inline`: images are encoded between iterations."""
     base, plus, _ = name.partition("+inline")
     preset = preset_of(base)
-    return replace(preset, name=name, encode_overlap=False) if plus else preset
+    return replace(preset, name=name, encoder="inline") if plus else preset
 
 
 @dataclass(frozen=True)

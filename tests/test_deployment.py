@@ -1,12 +1,14 @@
 """What `tierline serve` can be told of its instances: grammar of roles, sizes, limits, devices."""
 
+from dataclasses import replace
+
 import pytest
 
 from tierline import deployment
 from tierline.core.errors import InvalidInput, MissingExtra, UnknownName
 from tierline.core.request import Role
-from tierline.deployment import DeploymentOptions, devices_of, need_serve_extra, parse_size
-from tierline.presets import parse_roles
+from tierline.deployment import DeploymentOptions, devices_of, need_serve_extra, parse_size, what_differs
+from tierline.presets import parse_roles, preset_of
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,36 @@ def test_what_cannot_be_is_refused_in_one_sentence(options, said):
     with pytest.raises(InvalidInput, match=said) as caught:
         DeploymentOptions(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_instances_are_set_up_as_the_policy_wants():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+    def settings(**options):
+        return deployment.instance_settings(DeploymentOptions(device="cpu", **options))["i0"]
+
+    plain, old = settings(policy="coupled"), settings(policy="coupled-2024")
+    assert (plain.encoder, plain.prefix_caching, plain.pool_bytes) == ("overlapped", True, 256 << 20)
+    assert plain.token_budget == 2048
+    assert (old.encoder, old.prefix_caching, old.pool_bytes, old.batching) == ("blocking", False, 0, "fcfs")
+    assert settings(policy="adaptive-overlap").encoder == "blocking" and settings().encoder == "overlapped"
+    assert not settings(policy="adaptive-cache").prefix_caching
+    assert settings(policy="coupled", token_budget=100).token_budget == 100
+
+
+def test_the_token_budget_is_the_policy_s_where_none_is_given(monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(deployment, "preset_of", lambda name: replace(preset_of(name), token_budget=300))
+    found = deployment.instance_settings(DeploymentOptions(policy="coupled", device="cpu"))
+    assert found["i0"].token_budget == 300
+
+
+def test_what_real_instances_cannot_do_of_a_policy_is_said():
+    assert "decoded in the front door" in what_differs(DeploymentOptions(policy="coupled-2024"))
+    for options in ({}, {"policy": "adaptive"}, {"policy": "coupled-2024", "pace": "h100:LLaVA-1.5-7B"}):
+        assert what_differs(DeploymentOptions(**options)) == ""
 
 
 def test_policies_are_looked_up_at_once():

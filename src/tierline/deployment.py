@@ -36,7 +36,8 @@ class DeploymentOptions:
     play this device and model (`InstanceSettings`). `policy`: a preset (`presets.preset_of`), which then says roles (unless
     given), batching and routing; "" = nobody changes anything. `slo`: as `Slo.parse` takes it. `profile`: the name of stage
     times of this device with the model ("" = those of `pace`, else none). `min_instances`, `max_instances`: where the policy
-    may start and stop them (0 = it may not). `record`: a file for every event and what was decided."""
+    may start and stop them (0 = it may not). `token_budget` 0 = the policy's. `record`: a file for every event and what was
+    decided."""
 
     model: str = "tiny-vlm"
     instances: int = 0
@@ -50,7 +51,7 @@ class DeploymentOptions:
     kv_bytes: int = 0
     pool_bytes: int = 256 << 20
     block_tokens: int = 16
-    token_budget: int = 2048
+    token_budget: int = 0
     sequence_limit: int = 256
     context_tokens: int = 0
     queue_limit: int = 4096
@@ -85,10 +86,10 @@ class DeploymentOptions:
             raise InvalidInput(
                 f"--roles {self.roles}: no instance may do {missing}; encode, prefill and decode are all needed."
             )
-        for name in ("block_tokens", "token_budget", "sequence_limit", "queue_limit"):
+        for name in ("block_tokens", "sequence_limit", "queue_limit"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)}: 1 or more is allowed.")
-        for name in ("kv_bytes", "pool_bytes", "threads", "context_tokens"):
+        for name in ("kv_bytes", "pool_bytes", "threads", "context_tokens", "token_budget"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} {getattr(self, name)}: 0 or more is allowed.")
         if self.transfer not in ("shm", "zmq"):
@@ -125,6 +126,16 @@ class DeploymentOptions:
             limits = {"min_instances": self.min_instances, "max_instances": self.max_instances}
             return replace(preset, scale=preset.scale or Choice("demand"), elastic={**preset.elastic, **limits})
         return preset
+
+
+def what_differs(options: DeploymentOptions) -> str:
+    """One sentence on what of the policy real instances cannot do, "" where they do all of it."""
+    if options.preset.encoder == "blocking" and not options.pace:
+        return (
+            f"Policy {options.policy}: pictures are decoded in the front door, which does not stall iterations here; the "
+            "rest of preparing and encoding them does."
+        )
+    return ""
 
 
 def parse_size(text: str) -> int:
@@ -196,7 +207,8 @@ def instance_settings(options: DeploymentOptions) -> dict[str, InstanceSettings]
             pack=pack,
             kv_bytes=options.kv_bytes,
             block_tokens=options.block_tokens,
-            token_budget=options.token_budget,
+            token_budget=options.token_budget or preset.token_budget,
+            encoder=preset.encoder,
             sequence_limit=options.sequence_limit,
             pool_bytes=options.pool_bytes if preset.image_caching else 0,
             context_tokens=options.context_tokens,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tierline.core.batch_view import BatchPolicy
+from tierline.core.encoder_kind import EncoderKind
 from tierline.core.errors import InvalidInput, UnknownName
 from tierline.core.fleet_view import stages_of
 from tierline.core.request import ALL_ROLES, Role
@@ -133,10 +134,9 @@ def emp_layout(instances: int) -> tuple[Slot, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ServingPreset:
-    """A system. `elastic`: options of `Elasticity` beside its policies. `blocking_encoding`: preparing and encoding images
-    stand in the way of iterations, as in engines of 2024 (for simulations and paced instances). `encode_overlap`: the
-    encoder works beside iterations; else between them. `prefix_caching`, `image_caching`: the two pools of the unified
-    cache. `keep_first`: a first token may be told with the second (`ServingScheduler`)."""
+    """A system. `elastic`: options of `Elasticity` beside its policies. `token_budget`: of an iteration, where no other is
+    given. `prefix_caching`, `image_caching`: the two pools of the unified cache. `encoder`: how instances encode.
+    `keep_first`: a first token may be told with the second (`ServingScheduler`)."""
 
     name: str
     idea: str
@@ -150,8 +150,7 @@ class ServingPreset:
     token_budget: int = 2048
     prefix_caching: bool = True
     image_caching: bool = True
-    encode_overlap: bool = True
-    blocking_encoding: bool = False
+    encoder: EncoderKind = "overlapped"
     keep_first: bool = False
 
     @property
@@ -226,7 +225,7 @@ ABLATIONS: Mapping[str, Callable[[ServingPreset], ServingPreset]] = {
         preset, groups=None if preset.groups is None else Choice("static"), stages=None
     ),
     "cache": lambda preset: replace(preset, prefix_caching=False, image_caching=False),
-    "overlap": lambda preset: replace(preset, encode_overlap=False, blocking_encoding=True),
+    "overlap": lambda preset: replace(preset, encoder="blocking"),
     "deadlines": _without_deadlines,
 }
 """By the name of what is left out: groups, elasticity (nothing changes after the start), the unified cache, encoding beside
@@ -290,8 +289,7 @@ PRESETS: Mapping[str, ServingPreset] = {
             batching=Choice("fcfs"),
             prefix_caching=False,
             image_caching=False,
-            encode_overlap=False,
-            blocking_encoding=True,
+            encoder="blocking",
         ),
     )
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 from tierline import __version__
 from tierline.backends.serving.sim import Kill, SimOptions, SimServing, limits_of
-from tierline.backends.serving.sim_instance import DeviceOptions, EncoderKind
+from tierline.backends.serving.sim_instance import DeviceOptions
 from tierline.clock import SimClock
 from tierline.core.errors import InvalidInput
 from tierline.core.nouns import NS_PER_S
@@ -136,13 +136,6 @@ def trace_of(source: str, rate: float, seconds: float, requests: int, seed: int)
     return load_served(source, rate=rate, seconds=seconds, requests=requests, seed=seed)
 
 
-def encoder_of(preset: ServingPreset) -> EncoderKind:
-    """How instances of the preset encode."""
-    if preset.blocking_encoding:
-        return "blocking"
-    return "overlapped" if preset.encode_overlap else "inline"
-
-
 def options_of(preset: ServingPreset, times: StageTimes, setup: ServingSetup) -> tuple[SimOptions, ServingScheduler]:
     """The deployment of a preset and its scheduler, fresh. Raises `InvalidInput` where the numbers of instances differ."""
     slots = preset.layout(setup.instances)
@@ -158,7 +151,7 @@ def options_of(preset: ServingPreset, times: StageTimes, setup: ServingSetup) ->
         roles=tuple(slot.roles for slot in slots),
         limits=limits_of(times, **changes),
         batching=lambda: preset.make_batching(times, setup.slo),
-        device=DeviceOptions(encoder_of(preset), overlap=setup.overlap),
+        device=DeviceOptions(preset.encoder, overlap=setup.overlap),
         cpu_workers=setup.cpu_workers,
         latency_ns=setup.latency_ns,
         start_ns=setup.start_ns,

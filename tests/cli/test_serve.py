@@ -76,7 +76,7 @@ def test_help_teaches(tierline: Tierline) -> None:
         (["--batching", "sarathy"], "did you mean 'sarathi'"),
         (["--routing", "robin"], "round_robin"),
         (["--transfer", "mail"], "shm"),
-        (["--max-batch-tokens", "0"], "1 or more is allowed"),
+        (["--max-batch-tokens", "-1"], "0 or more is allowed"),
         (["--max-sequences", "0"], "1 or more is allowed"),
         (["--max-requests", "0"], "1 or more is allowed"),
         (["--threads", "-1"], "0 or more is allowed"),

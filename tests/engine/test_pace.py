@@ -14,10 +14,12 @@ pytest.importorskip("torch")
 import torch
 
 from tierline.core.batch_view import Decodes
+from tierline.core.encoder_kind import EncoderKind
 from tierline.core.errors import InvalidInput
 from tierline.core.instance_actions import RunStep, Tell, TellTokens
 from tierline.core.instance_events import (
     EmbeddingsArrived,
+    EncodeAsked,
     InstanceEvent,
     MoveTaken,
     RequestCancelled,
@@ -30,7 +32,7 @@ from tierline.core.stage_times import BatchShape
 from tierline.deployment import DeploymentOptions
 from tierline.deployment import times_of as times_of_deployment
 from tierline.engine.build import limits_of
-from tierline.engine.encoder import EncoderLane
+from tierline.engine.encoder import Encoded, EncoderLane
 from tierline.engine.instance import Instance, Payload
 from tierline.engine.model import read_config
 from tierline.engine.pace import LATE_NS, PacedDevice, PacedPort, shape_of
@@ -40,6 +42,7 @@ from tierline.perf.device_sharing import Overlap
 from tierline.perf.device_times import stage_times, times_of
 from tierline.perf.serving_profile import (
     Linear,
+    Preparation,
     Transfer,
 )
 from tierline.perf.stage_time_online import OnlineTimes
@@ -59,6 +62,7 @@ TIMES = times_of(
         linear=Linear(0.01, 0.001, 0.0, 10, 0.0, 0.0, 0.0, encode_s=0.0, patch_s=0.002),
     )
 )
+PREPARED = times_of(replace(TIMES.profile, preparation=Preparation(0.1, 0.0)))
 HALF = Overlap(ridge_tokens=1.0, encoder_arithmetic=1.0, encoder_bandwidth=0.0)  # both at half speed beside each other
 
 
@@ -266,6 +270,65 @@ def test_an_image_gets_the_device_back_when_the_iteration_is_over() -> None:
     device.end_image()
     device.begin(BatchShape(decodes=10, decode_context=10), follows=False)
     assert device.left_ns() == 20 * MS
+
+
+def test_preparing_takes_its_time_where_it_stalls_the_device() -> None:
+    hand = Hand()
+    for prepares, left in ((False, 16 * MS), (True, 116 * MS)):
+        device = PacedDevice(PREPARED, HALF, hand, prepares=prepares)
+        device.begin_image(2)
+        assert device._image is not None and device._image.end_ns - hand.now_ns == left
+
+
+@dataclass
+class HandLane:
+    """Images are done when the test says so; small letters for their beginning, large ones for their end."""
+
+    log: list[str]
+    under_way: str = ""
+    done: list[Encoded] = field(default_factory=list)
+
+    def submit(self, picture: Picture) -> None:
+        assert not self.under_way
+        self.under_way = picture.content_hash
+        self.log.append(self.under_way)
+
+    def finish(self) -> None:
+        if self.under_way:
+            self.log.append(self.under_way.upper())
+            self.done.append(Encoded(self.under_way, torch.zeros(1, 4)))
+            self.under_way = ""
+
+    def take(self) -> list[Encoded]:
+        found, self.done = self.done, []
+        return found
+
+
+@pytest.mark.parametrize(
+    ("encoder", "order"), [("overlapped", "(x)Xy()Y()()"), ("inline", "()xX()yY()()"), ("blocking", "()xXyY()()()")]
+)
+def test_what_two_images_hold_up_that_come_in_the_first_iteration_of_four(encoder: EncoderKind, order: str) -> None:
+    hand, log = Hand(), list[str]()
+    scheduler = InstanceScheduler("i0", InstanceLimits(blocks=20, context_tokens=64), make_batching("sarathi"))
+    lane, nothing = HandLane(log), None
+    engine: Any = Runner()
+    images: Any = lane
+    arena: Any = nothing
+    me = Instance("i0", scheduler, engine, arena, images, {}, Port(), PacedDevice(TIMES, HALF, hand), encoder=encoder)
+    me.deliver(ask("text", output=4))
+    while me.has_step or lane.under_way:
+        if me.has_step:
+            log.append("(")
+            me.step()
+            if log == ["("]:
+                for name in ("x", "y"):
+                    me.deliver(EncodeAsked(name, "i9"), picture=Picture(name, 1, 1, b"abc"))
+            hand.now_ns += 100 * MS
+            log.append(")")
+            me.step()
+        lane.finish()
+        me.collect()
+    assert "".join(log) == order and scheduler.status().encoded_images == 2
 
 
 class Family:

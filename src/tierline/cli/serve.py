@@ -43,7 +43,9 @@ def serve(
     context: Annotated[int, typer.Option(metavar="TOKENS", help="Prompt and output together; 0 = the model's.")] = 0,
     kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="KV arena of each instance, as in 512M.")] = "",
     image_cache: Annotated[str, typer.Option(metavar="SIZE", help="Image embeddings kept by each instance.")] = "256M",
-    max_batch_tokens: Annotated[int, typer.Option(metavar="N", help="Positions of one iteration.")] = 2048,
+    max_batch_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Positions of one iteration; 0 = the policy's.")
+    ] = 0,
     max_sequences: Annotated[int, typer.Option(metavar="N", help="Sequences of one iteration.")] = 256,
     max_requests: Annotated[int, typer.Option(metavar="N", help="Live requests; more are refused.")] = 4096,
     prefix_caching: Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse KV.")] = True,

@@ -65,10 +65,12 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
     if times is not None:
         if family.takes_images:
             times.encode_s((1,))  # raises where nothing is known of an encoder
-        pace = PacedDevice(times)
+        pace = PacedDevice(times, prepares=settings.encoder == "blocking")
         port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
     lane = EncoderLane(family, wake, pace)
-    instance = Instance(settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed)
+    instance = Instance(
+        settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed, settings.encoder
+    )
     return Built(instance, scheduler, family, arena, limits, weights)
 
 

@@ -1,6 +1,7 @@
 """The encoder lane: images are preprocessed and encoded in a thread of their own, beside the iterations.
 
-PyTorch and PIL let go of the interpreter while they compute, so an iteration never waits for an image.
+PyTorch and PIL let go of the interpreter while they compute, so an iteration never waits for an image, unless the instance
+wants that (`core/encoder_kind.py`).
 """
 
 from __future__ import annotations

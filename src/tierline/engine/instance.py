@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from tierline.core.encoder_kind import EncoderKind
 from tierline.core.instance_actions import (
     AcceptMove,
     AddSequence,
@@ -57,6 +58,7 @@ from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
 Payload = torch.Tensor | None
+INLINE_IMAGES = 1  # between two iterations, where images are encoded inline
 
 
 class Port(Protocol):
@@ -74,7 +76,8 @@ class Port(Protocol):
 class Instance:
     """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads. `pace`: of the
     device that is played; an iteration that is done before its time is held until then. `observed`: times that learn how long
-    iterations take here."""
+    iterations take here. `encoder`: unless images are encoded beside iterations, neither begins while the other is under
+    way."""
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Instance:
         port: Port,
         pace: PacedDevice | None = None,
         observed: OnlineTimes | None = None,
+        encoder: EncoderKind = "overlapped",
     ) -> None:
         self.name = name
         self._scheduler = scheduler
@@ -104,10 +108,15 @@ class Instance:
         self._begun_ns = 0
         self._held: tuple[RunStep, Sequence[Sampled]] | None = None  # computed, and its time is not over yet
         self._follows = False  # the iteration that is due came at once after the one before
+        self._encoder = encoder
+        self._waiting: Picture | None = None  # its turn comes between two iterations
+        self._encoding = ""  # the image that the lane has, where no iteration may begin meanwhile
+        self._turn = 0  # images encoded since the last iteration
 
     @property
     def has_step(self) -> bool:
-        return self._due is not None
+        """An iteration is due and may begin."""
+        return self._due is not None and not self._encoding
 
     @property
     def due(self) -> RunStep | None:
@@ -145,6 +154,8 @@ class Instance:
             self._port.flush()
         for done in self._lane.take():
             self._pictures.pop(done.content_hash, None)
+            if done.content_hash == self._encoding:
+                self._encoding = ""
             if done.embeddings is None:
                 self._handle(EncodeEnded(done.content_hash, 0, done.error))
             else:
@@ -153,8 +164,9 @@ class Instance:
 
     def step(self) -> None:
         """Run the iteration that is due, if one is; end it when its time is over."""
-        if self._held is None and self._due is not None:
+        if self._held is None and self._due is not None and not self._encoding:
             step, self._due = self._due, None
+            self._turn = 0
             self._begun_ns = time.perf_counter_ns()
             if self._pace is not None:
                 self._pace.begin(shape_of(step), self._follows)
@@ -168,9 +180,20 @@ class Instance:
         self._logprobs = {each.request_id: each.logprob for each in sampled if each.logprob is not None}
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
-        self._follows = self._due is not None
+        self._follows = self._due is not None and not self._encoding
         if self._observed is not None and step.chunks:
             self._observed.observe(shape_of(step), (time.perf_counter_ns() - self._begun_ns) / NS_PER_S)
+
+    def _encode_next(self) -> None:
+        """Have the image that waits encoded now, where no iteration is under way and it is its turn."""
+        if self._waiting is None or self._held is not None:
+            return
+        if self._encoder == "inline" and self._due is not None and self._turn >= INLINE_IMAGES:
+            return
+        picture, self._waiting = self._waiting, None
+        self._encoding, self._follows = picture.content_hash, False
+        self._turn += 1
+        self._lane.submit(picture)
 
     def close(self) -> None:
         if self._pace is not None:
@@ -180,6 +203,7 @@ class Instance:
     def _handle(self, event: InstanceEvent) -> None:
         for action in self._scheduler.handle(time.monotonic_ns(), event):
             self._execute(action)
+        self._encode_next()
 
     def _execute(self, action: InstanceAction) -> None:
         match action:
@@ -196,8 +220,10 @@ class Instance:
                 picture = self._pictures.get(action.content_hash)
                 if picture is None:
                     self._lane.fail(action.content_hash, EVICTED)
-                else:
+                elif self._encoder == "overlapped":
                     self._lane.submit(picture)
+                else:
+                    self._waiting = picture
             case DropEmbeddings():
                 for content_hash in action.hashes:
                     self._embeddings.pop(content_hash, None)

@@ -54,12 +54,19 @@ def paced_times(settings: InstanceSettings) -> StageTimes | None:
 
 class PacedDevice:
     """The device that is played: an iteration and an image at most are under way, and slow each other as `Overlap` says.
-    Iterations belong to one thread, images to another. `clock`: nanoseconds."""
+    Iterations belong to one thread, images to another. `prepares`: what the CPU does to an image takes its time here as well.
+    `clock`: nanoseconds."""
 
     def __init__(
-        self, times: StageTimes, overlap: Overlap | None = None, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        times: StageTimes,
+        overlap: Overlap | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        prepares: bool = False,
     ) -> None:
         self.times = times
+        self._prepares = prepares
         self._clock = clock
         self._overlap = overlap or Overlap()
         self._changed = threading.Condition()
@@ -99,7 +106,8 @@ class PacedDevice:
 
     def begin_image(self, tokens: int) -> None:
         """An image of so many positions begins to be encoded."""
-        seconds = self.times.encode_s((PATCHES_PER_TOKEN * tokens,))
+        patches = PATCHES_PER_TOKEN * tokens
+        seconds = self.times.encode_s((patches,)) + (self.times.prepare_s(patches) if self._prepares else 0.0)
         with self._changed:
             now_ns = self._clock()
             self._image = Work(seconds * NS_PER_S, now_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tierline.core.encoder_kind import EncoderKind
 from tierline.core.request import ALL_ROLES, Role
 from tierline.core.slo import Slo
 
@@ -42,6 +43,7 @@ class InstanceSettings:
     kv_bytes: int = 0
     block_tokens: int = 16
     token_budget: int = 2048
+    encoder: EncoderKind = "overlapped"
     sequence_limit: int = 256
     pool_bytes: int = 256 * 1024 * 1024
     context_tokens: int = 0

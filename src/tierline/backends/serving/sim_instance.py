@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from tierline.backends.serving.sim_device import IterationTimer
 from tierline.backends.serving.sim_messages import message_of, sender_of
 from tierline.backends.serving.sim_prompts import END, TOKEN
+from tierline.core.encoder_kind import EncoderKind
 from tierline.core.instance_actions import (
     AcceptMove,
     AddSequence,
@@ -49,19 +50,11 @@ from tierline.schedulers.instance_images import EVICTED
 STATUS_NS = 100_000_000  # as a live instance does
 NEVER = 1 << 62
 
-EncoderKind = Literal["overlapped", "inline", "blocking"]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceOptions:
-    """How an instance uses its device. `encoder`:
-
-    - `overlapped`: images are encoded beside iterations, and both are slowed as `Overlap` says;
-    - `inline`: between iterations, at most `inline_images` at a time, as an engine does that runs the encoder in its step;
-    - `blocking`: inline, all that wait, and what the CPU does to an image (`prepare_s`) stalls the iterations as well: an
-      engine of the time of vLLM 0.6.6.
-
-    `progress_ns`: so often output in the middle of answers is told (first and last tokens at once)."""
+    """How an instance uses its device. `inline_images`: so many at a time where they are encoded inline. `progress_ns`:
+    so often output in the middle of answers is told (first and last tokens at once)."""
 
     encoder: EncoderKind = "overlapped"
     inline_images: int = 1

@@ -15,7 +15,7 @@ import msgspec
 from fastapi import FastAPI
 
 from tierline.core.errors import TierlineError
-from tierline.deployment import DeploymentOptions, build_generator, build_text, need_serve_extra
+from tierline.deployment import DeploymentOptions, build_generator, build_text, need_serve_extra, what_differs
 from tierline.server.openai.app import create_app
 from tierline.server.openai.options import FrontOptions
 from tierline.server.openai.run import check_listen, run
@@ -47,6 +47,8 @@ def main(order: Order) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server has handlers of its own: ends what has begun
         signal.signal(number, lambda *_: sys.exit(0))
+    if sentence := what_differs(order.deployment):
+        print(f"tierline: {sentence}", file=sys.stderr, flush=True)
     generator = build_generator(order.deployment, failed_start)
     try:
         text = build_text(order.deployment, order.served_name)
