@@ -146,7 +146,7 @@ def possible(trace: ServedTrace, slo: Slo, from_ns: int) -> float:
     for request in trace.requests:
         if request.arrived_ns < from_ns:
             continue
-        patches = [image.encoder_tokens for image in request.images]
+        patches = [image.encoder_patches(times.patches_per_token) for image in request.images]
         made_s = max((times.prepare_s(each) + times.encode_s((each,)) for each in patches), default=0.0)
         prompt_s = times.iteration_s(BatchShape(((request.prompt_tokens, 0),)))
         seen += 1

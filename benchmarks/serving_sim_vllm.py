@@ -84,7 +84,7 @@ class Times:
     def __init__(self, of: Coefficients) -> None:
         self._of = of
         self.kv_token_bytes, self.embedding_token_bytes = of.kv_token_bytes, of.embedding_token_bytes
-        self.kv_tokens = of.kv_tokens
+        self.kv_tokens, self.patches_per_token = of.kv_tokens, 1
         self.iteration_s = of.iteration_s_of
         self.decodes_s, self.encode_s = of.decodes_s, of.encode_s
         self.prepare_s, self.transfer_s = of.prepare_s, of.transfer_s

@@ -92,6 +92,17 @@ def test_a_picture_seen_before_is_neither_prepared_nor_encoded_again():
     assert again.first_token_ns - again.arrived_ns < first.first_token_ns - encoded
 
 
+def test_an_image_has_as_many_patches_as_the_model_merges_into_a_token():
+    times = replace(TIMES, patches_per_token=9)
+    said, unsaid = (
+        run(trace_of(one(images=(TracedImage("h", 100, patches),))), EPD, times=times)[0].outcomes()[0]
+        for patches in (900, 0)
+    )
+    (four,) = run(trace_of(one(images=(TracedImage("h", 100),))), EPD)[0].outcomes()
+    assert said == unsaid
+    assert unsaid.first_token_ns - four.first_token_ns == ns(TIMES.encode_s([900])) - ns(TIMES.encode_s([400]))
+
+
 def test_embeddings_and_kv_take_the_link_of_who_sends_them():
     picture = (TracedImage("h", 100),)
     slow = replace(TIMES, bandwidth=1e8)

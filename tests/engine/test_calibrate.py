@@ -66,6 +66,7 @@ def test_a_profile_of_what_was_run(kind: str, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(InvalidInput, match="knows of no encoder"):
             times.encode_s((4,))
     else:
+        assert times.patches_per_token == profile.patches_per_token == 4  # 2 x 2 of them
         assert times.encode_s((4096,)) > times.encode_s((256,)) > 0 and times.prepare_s(256) > 0
 
 

@@ -280,6 +280,14 @@ def test_preparing_takes_its_time_where_it_stalls_the_device() -> None:
         assert device._image is not None and device._image.end_ns - hand.now_ns == left
 
 
+def test_an_image_has_as_many_patches_as_the_played_model_merges() -> None:
+    hand = Hand()
+    for merged in (1, 4):
+        device = PacedDevice(times_of(replace(TIMES.profile, patches_per_token=merged)), HALF, hand)
+        device.begin_image(10)
+        assert device._image is not None and device._image.end_ns - hand.now_ns == 20 * merged * MS
+
+
 @dataclass
 class HandLane:
     """Images are done when the test says so; small letters for their beginning, large ones for their end."""

@@ -23,7 +23,7 @@ from tierline.perf.serving_demand import (
 class LinearDevice:
     """Memory-bound below 1000 tokens, then 1 ms for each 100."""
 
-    kv_token_bytes, embedding_token_bytes, kv_tokens = 1000, 10, 10**6
+    kv_token_bytes, embedding_token_bytes, kv_tokens, patches_per_token = 1000, 10, 10**6, 3
 
     def iteration_s(self, batch: BatchShape) -> float:
         tokens = sum(new for new, _ in batch.chunks) + batch.decodes
@@ -49,6 +49,7 @@ def test_rates_are_those_of_the_device():
     assert rates.prefill_pair_s == pytest.approx(1e-9)
     assert rates.decode_s(64, 64 * 1000) == pytest.approx(10e-3 + 64 * 20e-6 + 64e3 * 1e-8, rel=1e-3)
     assert rates.encode_s(1000) == pytest.approx(3e-3)
+    assert rates.image_s(100) == rates.encode_s(300)
     assert rates.encode_s(0) == rates.decode_s(0, 0) == 0
     assert rates.move_s(1000) == pytest.approx(1e-3 + 1e-3)
     assert 512 <= rates.tipping_tokens <= 1024 == tipping_point(LinearDevice())

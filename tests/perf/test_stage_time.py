@@ -15,7 +15,7 @@ from tierline.core.errors import InvalidInput, NotFound, UnknownName
 from tierline.core.stage_times import BatchShape
 from tierline.perf.curves_of_time import Curve, Knots, rising, thinned
 from tierline.perf.device_times import packaged_name, profile_named, stage_times, times_of
-from tierline.perf.model_shapes import SHAPES, shape_named, shape_of
+from tierline.perf.model_shapes import SHAPES, patches_per_token, shape_named, shape_of
 from tierline.perf.serving_demand import StageRates
 from tierline.perf.serving_devices import DEVICES
 from tierline.perf.serving_profile import (
@@ -222,6 +222,7 @@ def test_names_of_models_and_devices_may_be_long_or_short() -> None:
 
 def test_rates_of_a_model_without_an_encoder() -> None:
     assert StageRates.of(stage_times("h100:Llama-3.1-8B")).encode_s(100) == 0.0
+    assert StageRates.of(stage_times("h100:LLaVA-1.5-7B")).patches_per_token == 1
     assert StageRates.of(stage_times("h100:Qwen2.5-VL-7B")).encode_s(4096) == pytest.approx(0.0134, rel=0.1)
 
 
@@ -286,6 +287,8 @@ def test_shapes_of_configurations() -> None:
     }  # fmt: skip
     assert shape_of("Qwen2.5-VL-7B", config) == SHAPES["Qwen2.5-VL-7B"]
     assert shape_named("Qwen/Qwen2.5-VL-7B-Instruct") is SHAPES["Qwen2.5-VL-7B"]
+    assert patches_per_token(config) == 4 and patches_per_token({"vision_config": {}, "scale_factor": 3}) == 9
+    assert patches_per_token({"vision_config": {"patch_size": 14}}) == 1  # LLaVA merges none
     # Parameters that the publishers name: 8.29 and 8.03 billion.
     assert SHAPES["Qwen2.5-VL-7B"].weights_bytes / 2 == pytest.approx(8.29e9, rel=0.002)
     assert SHAPES["Llama-3.1-8B"].weights_bytes / 2 == pytest.approx(8.03e9, rel=0.001)
@@ -324,6 +327,7 @@ def test_packaged_profiles_say_what_the_tables_say(name: str, tables: Path) -> N
     if exact.profile.encodes:
         assert packaged.encode_s((3000, 500)) == pytest.approx(exact.encode_s((3000, 500)), rel=0.015)
     assert packaged.profile.memory == exact.profile.memory
+    assert packaged.patches_per_token == exact.patches_per_token
 
 
 def test_devices_are_as_the_tables_describe_them(tables: Path) -> None:

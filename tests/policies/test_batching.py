@@ -114,7 +114,7 @@ def test_sarathi_never_stalls_a_decode_and_fcfs_does():
 class LinearTimes:
     """5 ms and 20 us a prompt token; a decode costs nothing more."""
 
-    kv_token_bytes = embedding_token_bytes = 1
+    kv_token_bytes = embedding_token_bytes = patches_per_token = 1
     kv_tokens = 10**6
 
     def iteration_s(self, batch):

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class TracedImage:
     """`content_hash`: the same picture has the same. `tokens`: placeholders it takes in a prompt; `patches`: positions its
-    encoder computes (0 = four a token, as a tower that merges 2 x 2 patches has them)."""
+    encoder computes (0 = as many a token as the model has)."""
 
     content_hash: str
     tokens: int
     patches: int = 0
 
-    @property
-    def encoder_tokens(self) -> int:
-        return self.patches or 4 * self.tokens
+    def encoder_patches(self, patches_per_token: int) -> int:
+        return self.patches or patches_per_token * self.tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+PATCHES_PER_TOKEN = 4
+"""Of a tower that merges 2 x 2 patches, as Qwen's: where nobody says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -29,6 +32,11 @@ class StageTimes(Protocol):
     @property
     def embedding_token_bytes(self) -> int:
         """Embedding of one image position."""
+        ...
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches that the model's encoder makes one position of a prompt from."""
         ...
 
     @property

@@ -32,6 +32,7 @@ from tierline.engine.settings import InstanceSettings
 from tierline.engine.transfer import SharedMemory
 from tierline.perf.device_times import times_of
 from tierline.perf.linear_fit import Measured, MeasuredImage, fit_linear
+from tierline.perf.model_shapes import patches_per_token
 from tierline.perf.serving_profile import (
     FORMAT,
     Advice,
@@ -44,7 +45,6 @@ from tierline.perf.serving_profile import (
     Transfer,
 )
 from tierline.perf.table_profile import advise
-from tierline.schedulers.serving_state import PATCHES_PER_TOKEN
 
 MOST_DECODES = 64
 LONGEST_CONTEXT = 1024
@@ -129,12 +129,13 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         advice=Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, ""),
         fit=Fit(0, 0.0, 0.0),
         linear=linear,
+        patches_per_token=patches_per_token(built.family.config.to_dict()),
     )
     times = times_of(profile)
     errors = [abs(times.iteration_s(each.batch) / each.seconds - 1) for each in scenes.held_out]
     image_errors = [abs(times.encode_s((each.patches,)) / each.seconds - 1) for each in checked]
     fit = Fit(len(errors), *_spread(errors), len(image_errors), *_spread(image_errors))
-    advice = advise(times, tipping_tokens(linear), PATCHES_PER_TOKEN if takes_images else 0)
+    advice = advise(times, tipping_tokens(linear), profile.patches_per_token if takes_images else 0)
     report(1.0, "done")
     return replace(profile, fit=fit, advice=advice)
 
@@ -229,7 +230,7 @@ def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[Me
     (seconds an image, seconds a patch)."""
     layout = image_layout_of(family.config, family.folder)
     assert layout is not None, "a family that takes images lays them out"
-    rng = np.random.default_rng(0)
+    rng, merged = np.random.default_rng(0), patches_per_token(family.config.to_dict())
     found: list[MeasuredImage] = []
     files: list[tuple[float, float]] = []
     until = time.monotonic() + seconds
@@ -238,7 +239,7 @@ def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[Me
         pixels = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
         image = Image.fromarray(pixels).resize((side, side))
         tokens = layout(side, side)
-        patches = PATCHES_PER_TOKEN * tokens.tokens.count(tokens.image_token)
+        patches = merged * tokens.tokens.count(tokens.image_token)
         picture = Picture(f"c{number}", side, side, image.tobytes())
         begun = time.perf_counter()
         with torch.inference_mode():

@@ -22,7 +22,6 @@ from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_sharing import Overlap, Work
 from tierline.perf.device_times import stage_times
 from tierline.perf.scaled_times import ScaledTimes
-from tierline.schedulers.serving_state import PATCHES_PER_TOKEN
 
 if TYPE_CHECKING:
     from tierline.core.instance_actions import Tell
@@ -106,7 +105,7 @@ class PacedDevice:
 
     def begin_image(self, tokens: int) -> None:
         """An image of so many positions begins to be encoded."""
-        patches = PATCHES_PER_TOKEN * tokens
+        patches = self.times.patches_per_token * tokens
         seconds = self.times.encode_s((patches,)) + (self.times.prepare_s(patches) if self._prepares else 0.0)
         with self._changed:
             now_ns = self._clock()

@@ -143,10 +143,18 @@ def shape_of(name: str, config: Mapping[str, Any]) -> ModelShape:
     )
 
 
+def patches_per_token(config: Mapping[str, Any]) -> int:
+    """Patches of an image that become one position of the language model, by a Transformers configuration."""
+    vision = config.get("vision_config") or {}
+    if "depth" in vision:  # Qwen's towers
+        return int(vision.get("spatial_merge_size", 2)) ** 2
+    return int(config.get("scale_factor", 1)) ** 2  # SmolVLM folds scale x scale patches into one position
+
+
 def _vision_of(vision: Mapping[str, Any], config: Mapping[str, Any], text_hidden: int) -> VisionShape:
     patch, channels = vision.get("patch_size", 14), vision.get("num_channels", vision.get("in_channels", 3))
-    if "depth" in vision:  # Qwen's towers: 2 x 2 patches merged, windows in the 2.5 generation
-        merge = vision.get("spatial_merge_size", 2) ** 2
+    merge = patches_per_token(config)
+    if "depth" in vision:  # Qwen's towers, with windows in the 2.5 generation
         window = (vision.get("window_size", 0) // patch) ** 2 if "fullatt_block_indexes" in vision else 0
         hidden = vision.get("hidden_size") if "out_hidden_size" in vision else vision.get("embed_dim")
         assert hidden, "a tower has a width"
@@ -165,7 +173,6 @@ def _vision_of(vision: Mapping[str, Any], config: Mapping[str, Any], text_hidden
         )
     layer = config.get("vision_feature_layer", -1)
     layers = vision["num_hidden_layers"] + (layer + 1 if layer < 0 else 0)
-    merge = config.get("scale_factor", 1) ** 2  # SmolVLM folds scale x scale patches into one position
     return VisionShape(
         layers=layers,
         hidden=vision["hidden_size"],

@@ -32,6 +32,10 @@ class ScaledTimes:
         return self._times.embedding_token_bytes * self._positions
 
     @property
+    def patches_per_token(self) -> int:
+        return self._times.patches_per_token
+
+    @property
     def kv_tokens(self) -> int:
         return max(1, self._times.kv_tokens // self._positions)
 

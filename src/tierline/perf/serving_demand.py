@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tierline.core.errors import InvalidInput
-from tierline.core.stage_times import BatchShape, StageTimes
+from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
 
 PROBE_TOKENS = 2048  # a chunk large enough that the matrix products are bound by arithmetic
 PROBE_DECODES = 64
@@ -43,6 +43,7 @@ class StageRates:
     transfer_byte_s: float = 1e-11
     kv_token_bytes: int = 57_344
     tipping_tokens: int = 512
+    patches_per_token: int = PATCHES_PER_TOKEN
 
     @classmethod
     def of(cls, times: StageTimes) -> StageRates:
@@ -71,6 +72,7 @@ class StageRates:
             transfer_byte_s=max(0.0, mega - setup) / (1 << 20),
             kv_token_bytes=times.kv_token_bytes,
             tipping_tokens=tipping_point(times),
+            patches_per_token=times.patches_per_token,
         )
 
     def prefill_s(self, tokens: int, cached: int = 0) -> float:
@@ -83,6 +85,10 @@ class StageRates:
     def encode_s(self, patches: int) -> float:
         """`T = a + b patches` of one image; 0 for none."""
         return self.encode_base_s + self.encode_patch_s * patches if patches else 0.0
+
+    def image_s(self, tokens: int) -> float:
+        """`encode_s` of an image that takes so many positions of a prompt."""
+        return self.encode_s(self.patches_per_token * tokens)
 
     def decode_s(self, sequences: float, context_tokens: float) -> float:
         """`T = a + b (sequences - 1) + c context`, of one iteration; 0 for none."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tierline.core.errors import InvalidInput, NotFound
+from tierline.core.stage_times import PATCHES_PER_TOKEN
 from tierline.perf.curves_of_time import Knots
 
 FORMAT = 1
@@ -137,7 +138,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class ServingProfile:
-    """`operators` or `linear`, one of them."""
+    """`operators` or `linear`, one of them. `patches_per_token`: of an image, as the model merges them."""
 
     format: int
     device: str
@@ -152,6 +153,7 @@ class ServingProfile:
     fit: Fit
     operators: Operators | None = None
     linear: Linear | None = None
+    patches_per_token: int = PATCHES_PER_TOKEN
 
     def __post_init__(self) -> None:
         """Raises `ValueError` where it cannot be."""
@@ -159,6 +161,8 @@ class ServingProfile:
             raise ValueError("a profile has either [operators] or [linear]")
         if self.memory.kv_tokens < 1 or self.memory.kv_token_bytes < 1:
             raise ValueError("[memory] kv_tokens and kv_token_bytes have to be 1 or more")
+        if self.patches_per_token < 1:
+            raise ValueError("patches_per_token has to be 1 or more")
         if self.transfer.bytes_per_s <= 0:
             raise ValueError("[transfer] bytes_per_s has to be above 0")
         if self.operators is not None and not self.operators.generation:

@@ -53,6 +53,10 @@ class OperatorTimes:
         return self._memory.embedding_token_bytes
 
     @property
+    def patches_per_token(self) -> int:
+        return self.profile.patches_per_token
+
+    @property
     def kv_tokens(self) -> int:
         return self._memory.kv_tokens
 

@@ -35,6 +35,10 @@ class LinearTimes:
         return self.profile.memory.embedding_token_bytes
 
     @property
+    def patches_per_token(self) -> int:
+        return self.profile.patches_per_token
+
+    @property
     def kv_tokens(self) -> int:
         return self.profile.memory.kv_tokens
 

@@ -96,6 +96,10 @@ class OnlineTimes:
         return self._times.embedding_token_bytes
 
     @property
+    def patches_per_token(self) -> int:
+        return self._times.patches_per_token
+
+    @property
     def kv_tokens(self) -> int:
         return self._times.kv_tokens
 

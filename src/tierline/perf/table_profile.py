@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tierline.core.errors import InvalidInput
-from tierline.core.stage_times import BatchShape, StageTimes
+from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
 from tierline.perf.model_shapes import ModelShape
 from tierline.perf.operator_tables import OperatorTables
 from tierline.perf.serving_devices import ServingDevice
@@ -67,6 +67,7 @@ def table_profile(
             advice=advice,
             fit=fit,
             operators=operators,
+            patches_per_token=shape.vision.merge if shape.vision else PATCHES_PER_TOKEN,
         )
 
     unknown = Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, "")

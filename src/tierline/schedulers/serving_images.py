@@ -10,7 +10,7 @@ from tierline.core.instance_actions import TellEmbeddings
 from tierline.core.request import Role
 from tierline.core.serving_actions import EncodeOn
 from tierline.schedulers.serving_fleet import Fleet
-from tierline.schedulers.serving_state import PATCHES_PER_TOKEN, Live, Server
+from tierline.schedulers.serving_state import Live, Server
 
 
 @dataclass(slots=True)
@@ -136,7 +136,7 @@ class ImageDispatch:
     def _encode_s(self, live: Live, content_hash: str) -> float:
         for image in live.request.images:
             if image.content_hash == content_hash:
-                return self._fleet.rates.encode_s(PATCHES_PER_TOKEN * image.tokens)
+                return self._fleet.rates.image_s(image.tokens)
         return 0.0
 
     def _board(self, live: Live, content_hash: str, to: str) -> None:

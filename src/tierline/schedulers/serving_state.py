@@ -10,7 +10,6 @@ from tierline.core.request import Request, Role, TokenLogprob, TokensMade
 from tierline.core.routing_view import Group, InstanceView, Modality, RequestView
 from tierline.perf.serving_demand import StageRates
 
-PATCHES_PER_TOKEN = 4  # a tower that merges 2 x 2 patches; of others only the scale is wrong, for all images alike
 NOTHING: Mapping[str, int] = {}
 
 
@@ -69,7 +68,7 @@ class Live:
         """Device seconds of its prompt and of its images, each picture once."""
         self.prefill_s = rates.prefill_s(self.positions)
         tokens = {image.content_hash: image.tokens for image in self.request.images}
-        self.encode_s = sum(rates.encode_s(PATCHES_PER_TOKEN * each) for each in tokens.values())
+        self.encode_s = sum(rates.image_s(each) for each in tokens.values())
         self.image_tokens = sum(image.tokens for image in self.request.images)
 
     def view(self, cached: Mapping[str, int] = NOTHING, embedded: Mapping[str, int] = NOTHING) -> RequestView:

@@ -33,6 +33,7 @@ class PlainTimes:
     setup: float = 1e-3
     kv_token_bytes: int = 60_000
     embedding_token_bytes: int = 7_000
+    patches_per_token: int = 4
     kv_tokens: int = 100_000
 
     def iteration_s(self, batch: BatchShape) -> float:

@@ -330,7 +330,8 @@ class SimServing:
         now_ns = self._clock.now_ns()
         ready_ns = now_ns
         if action.pixels_of and self._options.device.encoder != "blocking":
-            seconds = self._times.prepare_s(self._images[action.content_hash].encoder_tokens)
+            image, times = self._images[action.content_hash], self._times
+            seconds = times.prepare_s(image.encoder_patches(times.patches_per_token))
             ready_ns = max(now_ns, heapq.heappop(self._cpu)) + round(seconds * NS_PER_S)
             heapq.heappush(self._cpu, ready_ns)
         target = self._instances.get(action.instance)

@@ -336,7 +336,7 @@ class SimInstance:
             if kind == "inline" and self._step is not None and self._turn >= self._options.inline_images:
                 return
             self._turn += 1
-        patches = self._outside.image(self._image).encoder_tokens
+        patches = self._outside.image(self._image).encoder_patches(self._times.patches_per_token)
         seconds = self._times.encode_s((patches,))
         if kind == "blocking":
             seconds += self._times.prepare_s(patches)
