@@ -8,11 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tierline.core.instance_actions import RunStep, Tell, TellTokens
+from tierline.core.instance_actions import RunStep, Tell, TellTimes, TellTokens
 from tierline.core.instance_events import RequestCancelled, RequestQueued
 from tierline.core.request import Request, Sampling, TokenLogprob
 from tierline.engine.instance import Instance
 from tierline.engine.runner import Sampled
+from tierline.perf.fitted_rates import FittedRates
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_state import InstanceLimits
@@ -48,6 +49,23 @@ class Port:
 
     def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
         self.told.append(message)
+
+
+def test_an_instance_tells_how_long_its_iterations_take() -> None:
+    """Nothing is computed here, so an iteration takes far less than on the large device that is assumed."""
+    scheduler = InstanceScheduler("i0", InstanceLimits(blocks=200, context_tokens=2000), make_batching("sarathi"))
+    port, anything = Port(), None
+    engine: Any = Runner()
+    nothing: Any = anything
+    instance = Instance("i0", scheduler, engine, nothing, nothing, {}, port, rates=FittedRates())
+    instance.deliver(RequestQueued(Request("a", (1, 2, 3), Sampling(500, ignore_eos=True)), ()))
+    while instance.has_step:
+        instance.step()
+        if len(engine.ran) in (5, 400):
+            instance.tell_times()
+            instance.tell_times()
+    (told,) = [message for message in port.told if isinstance(message, TellTimes)]
+    assert 0 < told.factors[0] < 0.5 and told.factors[1] == told.factors[4] == 0.0
 
 
 @pytest.mark.parametrize("staying", [0, 2])

@@ -244,6 +244,14 @@ class TellStatus:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class TellTimes:
+    """How long things take at the instance, as factors of what `StageRates` say without a profile (`perf/fitted_rates.py`);
+    0 = not known there."""
+
+    factors: tuple[float, ...]
+
+
 Tell = (
     TellTokens
     | TellPrefilled
@@ -254,6 +262,7 @@ Tell = (
     | TellEmbeddings
     | TellRoles
     | TellStatus
+    | TellTimes
 )
 ToEngine = RunStep | AddSequence | DropSequence | EncodeImage | DropEmbeddings | ImportRound
 ToPeer = (

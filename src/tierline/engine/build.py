@@ -20,6 +20,7 @@ from tierline.engine.packing import can_pack
 from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_times import stage_times
+from tierline.perf.fitted_rates import FittedRates
 from tierline.perf.stage_time_online import OnlineTimes
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
@@ -60,6 +61,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     pace, times = None, paced_times(settings)
     observed = None if times is not None or not settings.profile else _profiled(settings)
+    rates = None if times is not None or settings.profile else FittedRates()
     policy = make_batching(settings.batching, settings.batching_options, times or observed, settings.slo)
     scheduler = InstanceScheduler(settings.name, limits, policy, settings.roles)
     if times is not None:
@@ -69,7 +71,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
     lane = EncoderLane(family, wake, pace)
     instance = Instance(
-        settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed, settings.encoder
+        settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed, settings.encoder, rates
     )
     return Built(instance, scheduler, family, arena, limits, weights)
 

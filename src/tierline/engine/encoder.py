@@ -7,6 +7,7 @@ wants that (`core/encoder_kind.py`).
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from tierline.engine.pace import PacedDevice
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Embeddings [tokens, hidden] of an image, or the sentence that says why there are none."""
+    """Embeddings [tokens, hidden] of an image, or the sentence that says why there are none. `seconds`: that it took."""
 
     content_hash: str
     embeddings: torch.Tensor | None
     error: str = ""
+    seconds: float = 0.0
 
 
 class EncoderLane:
@@ -61,10 +63,11 @@ class EncoderLane:
         try:
             if self._pace is not None:
                 self._pace.begin_image(self._places(picture) or 0)
+            begun = time.perf_counter()
             with torch.inference_mode():
                 embeddings = self._family.encode([picture])[0].contiguous()
             self._check(picture, len(embeddings))
-            result = Encoded(picture.content_hash, embeddings)
+            result = Encoded(picture.content_hash, embeddings, seconds=time.perf_counter() - begun)
         except Exception as error:  # whatever a model's processor raises belongs to this image, not to its neighbours
             result = Encoded(picture.content_hash, None, f"{type(error).__name__}: {error}")
         if self._pace is not None:

@@ -29,6 +29,7 @@ from tierline.core.instance_actions import (
     SendEncodeFailure,
     SendRound,
     Tell,
+    TellTimes,
     TellTokens,
     ToPeer,
 )
@@ -53,6 +54,7 @@ from tierline.engine.arena import KvArena
 from tierline.engine.encoder import EncoderLane
 from tierline.engine.pace import PacedDevice, PacedPort, shape_of
 from tierline.engine.runner import ModelRunner, Sampled
+from tierline.perf.fitted_rates import FittedRates
 from tierline.perf.stage_time_online import OnlineTimes
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
@@ -76,8 +78,8 @@ class Port(Protocol):
 class Instance:
     """`deliver` takes what happened elsewhere, `step` runs the iteration that is due. Not for several threads. `pace`: of the
     device that is played; an iteration that is done before its time is held until then. `observed`: times that learn how long
-    iterations take here. `encoder`: unless images are encoded beside iterations, neither begins while the other is under
-    way."""
+    iterations take here; `rates`: the same for the serving scheduler, which is told. `encoder`: unless images are encoded
+    beside iterations, neither begins while the other is under way."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Instance:
         pace: PacedDevice | None = None,
         observed: OnlineTimes | None = None,
         encoder: EncoderKind = "overlapped",
+        rates: FittedRates | None = None,
     ) -> None:
         self.name = name
         self._scheduler = scheduler
@@ -104,7 +107,8 @@ class Instance:
         self._due: RunStep | None = None
         self._logprobs: Mapping[str, TokenLogprob] = {}
         self._pace = pace
-        self._observed = observed if pace is None else None
+        self._observed = [each for each in (observed, rates) if each is not None and pace is None]
+        self._rates = rates
         self._begun_ns = 0
         self._held: tuple[RunStep, Sequence[Sampled]] | None = None  # computed, and its time is not over yet
         self._follows = False  # the iteration that is due came at once after the one before
@@ -160,6 +164,8 @@ class Instance:
                 self._handle(EncodeEnded(done.content_hash, 0, done.error))
             else:
                 self._embeddings[done.content_hash] = done.embeddings
+                if self._rates is not None:
+                    self._rates.observe_image(len(done.embeddings), done.seconds)
                 self._handle(EncodeEnded(done.content_hash, done.embeddings.nbytes))
 
     def step(self) -> None:
@@ -181,8 +187,9 @@ class Instance:
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
         self._follows = self._due is not None and not self._encoding
-        if self._observed is not None and step.chunks:
-            self._observed.observe(shape_of(step), (time.perf_counter_ns() - self._begun_ns) / NS_PER_S)
+        if step.chunks:
+            for times in self._observed:
+                times.observe(shape_of(step), (time.perf_counter_ns() - self._begun_ns) / NS_PER_S)
 
     def _encode_next(self) -> None:
         """Have the image that waits encoded now, where no iteration is under way and it is its turn."""
@@ -194,6 +201,11 @@ class Instance:
         self._encoding, self._follows = picture.content_hash, False
         self._turn += 1
         self._lane.submit(picture)
+
+    def tell_times(self) -> None:
+        """Tell how long things take here, where there is news of that."""
+        if self._rates is not None and (factors := self._rates.news()):
+            self._port.tell(TellTimes(factors), ())
 
     def close(self) -> None:
         if self._pace is not None:

@@ -39,6 +39,7 @@ from tierline.engine.transfer import Carrier, InMessage, SharedMemory
 
 IDLE_MS = 500
 STATUS_NS = 100_000_000
+TIMES_NS = 1_000_000_000
 
 
 class Wires:
@@ -165,6 +166,7 @@ class Loop:
         self._parent = parent
         self._status: TellStatus | None = None
         self._status_ns = 0
+        self._times_ns = 0
 
     def run(self) -> None:
         while os.getppid() == self._parent:
@@ -214,6 +216,9 @@ class Loop:
                 self._wires.tell(status, ())
                 self._status = status
             self._status_ns = now
+        if now - self._times_ns >= TIMES_NS:
+            self._instance.tell_times()
+            self._times_ns = now
 
 
 def _sender(message: InstanceEvent) -> str:

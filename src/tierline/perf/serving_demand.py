@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
@@ -29,7 +29,7 @@ class StageRates:
     """`StageTimes` made linear, so that a prediction costs a nanosecond's thought for each of 64 instances.
 
     The defaults are of no device; they keep the order of magnitude of a 7B model on a large GPU, for deployments without
-    times. Seconds.
+    times, until instances tell how long things take (`perf/fitted_rates.py`). Seconds.
     """
 
     prefill_token_s: float = 40e-6
@@ -103,6 +103,13 @@ class StageRates:
     def move_s(self, context_tokens: float) -> float:
         """`M(r) = setup + KV bytes / bandwidth`."""
         return self.transfer_base_s + self.transfer_byte_s * self.kv_token_bytes * context_tokens
+
+
+@runtime_checkable
+class UsesRates(Protocol):
+    """A policy that predicts by rates, which may be renewed between two of its questions."""
+
+    rates: StageRates
 
 
 def tipping_point(times: StageTimes, most: int = 8192) -> int:

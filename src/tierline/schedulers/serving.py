@@ -25,6 +25,7 @@ from tierline.core.instance_actions import (
     TellReturned,
     TellRoles,
     TellStatus,
+    TellTimes,
     TellTokens,
 )
 from tierline.core.request import Role, TokenLogprob, TokensMade
@@ -52,7 +53,8 @@ from tierline.core.serving_events import (
 )
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
-from tierline.perf.serving_demand import StageRates
+from tierline.perf.fitted_rates import ToldRates
+from tierline.perf.serving_demand import StageRates, UsesRates
 from tierline.schedulers.serving_elastic import Decision, Elastic, Elasticity
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
@@ -67,9 +69,10 @@ TRIES = 8  # so many of those that wait to be moved are sent to an instance that
 class ServingScheduler:
     """At most `queue_limit` requests are live at a time; more are turned away (`check`). `elasticity`: who changes groups,
     roles and the number of instances, within which limits (None = nobody but users). `times`: predictions of one device with
-    the model (None = the order of magnitude of one); `slo`: what was promised, for deadlines. `groups`: by the name of an
-    instance's slot (`i3` of `i3~1`), the group that it begins in. `keep_first`: the first token of an answer that goes on
-    elsewhere is told with the second one, if its promise leaves the time."""
+    the model (None = the order of magnitude of one, until instances tell how long things take there); `slo`: what was
+    promised, for deadlines. `groups`: by the name of an instance's slot (`i3` of `i3~1`), the group that it begins in.
+    `keep_first`: the first token of an answer that goes on elsewhere is told with the second one, if its promise leaves the
+    time."""
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class ServingScheduler:
         self._routing = routing
         self.elasticity = elasticity or Elasticity()
         self._rates = StageRates.of(times) if times is not None else StageRates()
+        self._told_rates = ToldRates(self._rates) if times is None else None
         self._fleet = Fleet(routing, self._out, self._rates, strict=self.elasticity.strict)
         self._images = ImageDispatch(self._fleet, self._live)
         self._line = WaitingLine(lambda view: routing.order(view, self._fleet.now_ns))
@@ -112,6 +116,11 @@ class ServingScheduler:
     def servers(self) -> dict[str, Server]:
         """Instances by name, in order of joining. To be read only."""
         return self._fleet.servers
+
+    @property
+    def rates(self) -> StageRates:
+        """What predictions are made by."""
+        return self._rates
 
     def live_request(self, request_id: str) -> Live | None:
         return self._live.get(request_id)
@@ -169,6 +178,8 @@ class ServingScheduler:
             case InstanceLost():
                 if server := self._fleet.servers.get(event.name):
                     self._groups[event.name.partition("~")[0]] = server.group
+                    if self._told_rates is not None:
+                        self._told_rates.forget(event.name)
                     self._fleet.lose(event.name)
                     self._lost(event.name, now_ns)
             case InstanceSaid():
@@ -263,6 +274,23 @@ class ServingScheduler:
                 server.heard(message)
                 if message.free_blocks:
                     self._has_room(server)
+            case TellTimes():
+                if self._told_rates is not None:
+                    self._renew(self._told_rates.hear(server.name, message.factors))
+
+    def _renew(self, rates: StageRates) -> None:
+        """Things take other times than was thought; the scheduler and its policies predict by these from now on."""
+        self._rates = rates
+        self._fleet.renew(rates)
+        policies: tuple[object, ...] = (
+            self._routing,
+            self.elasticity.groups,
+            self.elasticity.stages,
+            self.elasticity.scale,
+        )
+        for policy in policies:
+            if isinstance(policy, UsesRates):
+                policy.rates = rates
 
     # --- requests
 

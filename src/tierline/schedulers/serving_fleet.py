@@ -76,6 +76,12 @@ class Fleet:
         self._index()
         return server
 
+    def renew(self, rates: StageRates) -> None:
+        """Predictions are made by other rates from now on; those that were made stay."""
+        self.rates = rates
+        for server in self.servers.values():
+            server.renew(rates)
+
     def lose(self, name: str) -> bool:
         known = self.servers.pop(name, None) is not None
         self._index()

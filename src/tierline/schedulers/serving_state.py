@@ -195,6 +195,10 @@ class Server:
         self.status = status
         self._view = None
 
+    def renew(self, rates: StageRates) -> None:
+        self.rates = rates
+        self._view = None
+
     def set_roles(self, roles: Role, now_ns: int) -> None:
         self.roles, self.asked_ns = roles, now_ns
         self._view = None

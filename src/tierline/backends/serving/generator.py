@@ -20,6 +20,7 @@ from tierline.core.events import Event
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
 from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked, Tick
+from tierline.perf.serving_demand import StageRates
 from tierline.schedulers.serving import ServingScheduler
 
 log = logging.getLogger(__name__)
@@ -257,6 +258,7 @@ class EngineGenerator:
             "image_queries": self._scheduler.image_queries,
             "image_hits": self._scheduler.image_hits,
             "waiting": self._scheduler.waiting,
+            "rates": {key: getattr(self._scheduler.rates, key) for key in StageRates.__slots__},
             "decisions": [
                 {"at_ns": each.at_ns, "subject": each.subject, "what": each.what, "reason": each.reason}
                 for each in self._scheduler.decisions
