@@ -126,6 +126,14 @@ def test_a_running_sequence_decodes_on_during_full_rounds_and_stands_still_for_t
     assert names(actions) == []
 
 
+def test_one_that_is_on_its_way_is_not_sent_elsewhere():
+    me = held()
+    me.send(MoveAsked("a", "dst"))
+    assert me.send(MoveAsked("a", "dst")) == [], "asked twice"
+    (failed,) = me.send(MoveAsked("a", "other"))
+    assert isinstance(failed, TellMoveFailed) and (failed.to, failed.reason) == ("other", "it is on its way elsewhere")
+
+
 def test_only_a_sequence_past_its_prompt_is_moved():
     me = Instance(replace(LIMITS, token_budget=4))
     me.send(RequestQueued(request(made=(70, 71))))  # computed anew after a loss: it has output, but is not past it

@@ -261,6 +261,18 @@ def test_a_preemption_ends_a_move_in_silence_so_it_is_asked_for_again():
     assert kinds(told.say("a", TellPrefilled("r#1"))) == [MoveAttempt] and told.counts("b") == (0, 1, 0)
 
 
+def test_a_move_that_was_asked_for_twice_may_succeed_the_second_time():
+    """The first order was refused and another target was named, while the second was on its way to the instance."""
+    told = moving()
+    told.say("a", TellPrefilled("r#1"))
+    (move,) = told.say("a", TellMoveFailed("r#1", "b", "full"))
+    assert move.to == "c"
+    assert told.say("b", TellMoved("r#1", "a")) == []
+    assert [told.counts(name) for name in "abc"] == [(0, 0, 0), (0, 1, 0), (0, 0, 0)] and told.owner() == "b"
+    assert told.say("a", TellMoveFailed("r#1", "c", "it is on its way elsewhere")) == []
+    assert told.say("c", TellMoved("r#1", "nobody")) == [CancelAttempt("c", "r#1")]
+
+
 def test_tokens_of_a_moving_attempt_are_told_in_order():
     told = moving()
     told.say("b", TellMoved("r#1", "a"))

@@ -75,7 +75,11 @@ class Moves:
 
     def ask(self, event: MoveAsked) -> None:
         sequence = self._state.sequences.get(event.request_id)
-        if sequence is None or event.request_id in self._leaving:
+        if sequence is None:
+            return
+        if going := self._leaving.get(event.request_id):
+            if going.to != event.to:
+                self._state.out.append(TellMoveFailed(event.request_id, event.to, "it is on its way elsewhere"))
             return
         if sequence.phase not in (Phase.RUNNING, Phase.HELD) or not sequence.is_decoding:
             self._state.out.append(TellMoveFailed(event.request_id, event.to, "its prompt is not done"))

@@ -526,9 +526,13 @@ class ServingScheduler:
 
     def _moved(self, server: Server, message: TellMoved) -> None:
         live = self._live.get(message.request_id.rpartition("#")[0])
-        if live is None or live.attempt != message.request_id or live.moving_to != server.name:
+        if live is None or live.attempt != message.request_id or message.source != live.owner:
             self._out.append(CancelAttempt(server.name, message.request_id))
             return
+        if live.moving_to != server.name:  # asked for twice: the first order was refused, the second was not
+            if target := self._fleet.servers.get(live.moving_to):
+                target.drop_decode(live)
+            server.take_decode(live)
         self._fleet.servers[live.owner].drop_decode(live)
         live.before.add(live.owner)
         live.owner, live.moving_to, live.held = server.name, "", False
