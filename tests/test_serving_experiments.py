@@ -132,6 +132,15 @@ def test_the_command_records_events_that_can_be_read_back(tmp_path, capsys):
     assert [row["time_ns"] for row in rows] == sorted(row["time_ns"] for row in rows)
 
 
+def test_the_command_lets_instances_sleep(capsys):
+    command = ["simulate", "serving", "synthetic?images=0", "--rate", "0.5", "--seconds", "150", "--policy", "coupled"]
+    assert main([*command, "--instances", "2", "--max-instances", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "coupled, seed 0: 1 slept, " in told and "device-seconds" in told
+    assert main([*command, "--instances", "2"]) == 0
+    assert "slept" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -144,6 +153,7 @@ def test_the_command_records_events_that_can_be_read_back(tmp_path, capsys):
         (["--slo", "ttft=fast"], "--slo"),
         (["--policy", "coupled,emp", "--events", "x"], "--events records one run"),
         (["--json", "no/such/folder/x.json"], "folder does not exist"),
+        (["--max-instances", "4"], "1 to 4 instances, 8 at the start"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,8 @@ class DeploymentOptions:
     play this device and model (`InstanceSettings`). `policy`: a preset (`presets.preset_of`), which then says roles (unless
     given), batching and routing; "" = nobody changes anything. `slo`: as `Slo.parse` takes it. `profile`: the name of stage
     times of this device with the model ("" = those of `pace`, else none). `min_instances`, `max_instances`: where the policy
-    may start and stop them (0 = it may not). `token_budget` 0 = the policy's. `record`: a file for every event and what was
-    decided."""
+    may start, put to sleep, wake and stop them (0 = it may not). `token_budget` 0 = the policy's. `record`: a file for every
+    event and what was decided."""
 
     model: str = "tiny-vlm"
     instances: int = 0
@@ -121,11 +121,7 @@ class DeploymentOptions:
         """What decides. Without a policy: the routing and batching that were given, and nobody changes anything."""
         if not self.policy:
             return ServingPreset("", "as given", routing=Choice(self.routing), batching=Choice(self.batching))
-        preset = preset_of(self.policy)
-        if self.max_instances:
-            limits = {"min_instances": self.min_instances, "max_instances": self.max_instances}
-            return replace(preset, scale=preset.scale or Choice("demand"), elastic={**preset.elastic, **limits})
-        return preset
+        return preset_of(self.policy).between(self.min_instances, self.max_instances)
 
 
 def what_differs(options: DeploymentOptions) -> str:

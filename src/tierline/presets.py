@@ -188,6 +188,13 @@ class ServingPreset:
         """A fresh policy for one instance."""
         return make_batching(self.batching.name, self.batching.options, times, slo)
 
+    def between(self, least: int, most: int) -> ServingPreset:
+        """The same system with `least` to `most` instances; 0 at most: as many as there are at the start."""
+        if not most:
+            return self
+        limits = {"min_instances": least, "max_instances": most}
+        return replace(self, scale=self.scale or Choice("demand"), elastic={**self.elastic, **limits})
+
     # --- what it would be without
 
     def without(self, what: str) -> ServingPreset:

@@ -46,7 +46,9 @@ HEADLINES = ("goodput_per_s", "attainment", "requests_per_s", "output_tokens_per
 class ServingSetup:
     """What presets share. `times`: as `perf.device_times.stage_times` takes it (`h100:Qwen2.5-VL-7B`, FILE.toml,
     `tables:FOLDER:…`). `token_budget` 0 = the preset's. `block_tokens`: four times a live engine's; that is finer than any
-    prefix that is worth a hit, and blocks are a good part of what a simulated request costs. `kills`: scripted deaths."""
+    prefix that is worth a hit, and blocks are a good part of what a simulated request costs. `kills`: scripted deaths.
+    `min_instances`, `max_instances`: between which policies start, put to sleep, wake and stop them (0 = they do not);
+    `start_ns` and `wake_ns` are what that takes."""
 
     times: str = "h100:Qwen2.5-VL-7B"
     instances: int = 8
@@ -56,6 +58,9 @@ class ServingSetup:
     cpu_workers: int = 16
     latency_ns: int = NS_PER_S // 5000
     start_ns: int = 10 * NS_PER_S
+    wake_ns: int = 2 * NS_PER_S
+    min_instances: int = 1
+    max_instances: int = 0
     overlap: Overlap = field(default_factory=Overlap)
     kills: tuple[Kill, ...] = ()
     lockstep: bool = True
@@ -63,6 +68,11 @@ class ServingSetup:
     def __post_init__(self) -> None:
         if self.instances < 1:
             raise InvalidInput(f"--instances {self.instances}: 1 or more is needed.")
+        if self.max_instances and not 0 <= self.min_instances <= self.instances <= self.max_instances:
+            raise InvalidInput(
+                f"{self.min_instances} to {self.max_instances} instances, {self.instances} at the start: these must be in "
+                "order."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,7 @@ def trace_of(source: str, rate: float, seconds: float, requests: int, seed: int)
 
 def options_of(preset: ServingPreset, times: StageTimes, setup: ServingSetup) -> tuple[SimOptions, ServingScheduler]:
     """The deployment of a preset and its scheduler, fresh. Raises `InvalidInput` where the numbers of instances differ."""
+    preset = preset.between(setup.min_instances, setup.max_instances)
     slots = preset.layout(setup.instances)
     changes: dict[str, Any] = {
         "block_tokens": setup.block_tokens,
@@ -155,6 +166,7 @@ def options_of(preset: ServingPreset, times: StageTimes, setup: ServingSetup) ->
         cpu_workers=setup.cpu_workers,
         latency_ns=setup.latency_ns,
         start_ns=setup.start_ns,
+        wake_ns=setup.wake_ns,
         kills=setup.kills,
         lockstep=setup.lockstep,
     )
@@ -200,9 +212,12 @@ def counts_of(backend: SimServing, scheduler: ServingScheduler, outcomes: Sequen
     statuses = [instance.status() for instance in backend.instances]
     until_ns = max((outcome.finished_ns for outcome in outcomes), default=0)
     queries = sum(status.prefix_queries for status in statuses)
+    held_ns = backend.held_ns(until_ns)
     found: dict[str, float] = {**scheduler.counts, **backend.counts}
+    found.pop("held_ns", None)
+    found["device_s"] = held_ns / NS_PER_S
     found["iterations"] = sum(instance.iterations for instance in backend.instances)
-    found["busy_share"] = sum(each.busy_ns for each in backend.instances) / max(1, until_ns * len(statuses))
+    found["busy_share"] = sum(each.busy_ns for each in backend.instances) / max(1, held_ns)
     found["preemptions"] = sum(status.preemptions for status in statuses)
     found["encoded_images"] = sum(status.encoded_images for status in statuses)
     found["prefix_hit_share"] = sum(status.prefix_hits for status in statuses) / queries if queries else 0.0
@@ -269,6 +284,7 @@ def as_json(experiment: ServingExperiment, runs: Sequence[ServingRun]) -> dict[s
         "source": _public_source(experiment.source),
         "times": _public_times(setup.times),
         "instances": setup.instances,
+        **({"min_max_instances": [setup.min_instances, setup.max_instances]} if setup.max_instances else {}),
         "slo": asdict(setup.slo),
         "latency_s": setup.latency_ns / NS_PER_S,
         "cpu_workers": setup.cpu_workers,

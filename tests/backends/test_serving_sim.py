@@ -13,13 +13,16 @@ from tierline.backends.serving.sim_prompts import Prompts
 from tierline.core.errors import InvalidInput
 from tierline.core.request import ALL_ROLES, Role
 from tierline.core.served_trace import ServedTrace, TracedImage, TracedRequest
+from tierline.core.serving_actions import WakeInstance
 from tierline.core.serving_events import InstanceSaid, MoveWanted, RolesAsked
 from tierline.core.stage_times import BatchShape
 from tierline.perf.device_sharing import Overlap, Work
 from tierline.policies.batching import make_batching
 from tierline.policies.routing import make_routing
+from tierline.policies.scale import make_scale
 from tierline.schedulers.sequence import HashedKeys
 from tierline.schedulers.serving import ServingScheduler
+from tierline.schedulers.serving_elastic import Elasticity
 from tierline.testing.serving_sim import PlainTimes, made_up_trace, simulate
 
 TIMES = PlainTimes()
@@ -307,6 +310,81 @@ def test_all_are_lost_and_nobody_comes_back():
     backend, _ = run(made_up_trace(4, 20, 50.0), EPD, kills=(Kill(ns(0.1), "i0", replaced=False),))
     left = [outcome for outcome in backend.outcomes() if outcome.outcome == "unfinished"]
     assert left and backend.open == len(left) and not backend.instances
+
+
+# --- instances that come and go
+
+
+def waves(*, busy_s=30.0, quiet_s=60.0, times=3, rate=25.0):
+    """Text of so many requests a second, then next to nothing, and again."""
+    rng, at_s, requests = random.Random(3), 0.0, []
+    while at_s < times * (busy_s + quiet_s):
+        requests.append(one(text=rng.randrange(1500, 3500), output=rng.randrange(20, 80), at_ns=ns(at_s)))
+        busy = at_s % (busy_s + quiet_s) < busy_s
+        at_s += rng.expovariate(rate if busy else 0.2)
+    return trace_of(*requests)
+
+
+def scaled(trace, *, least=1, most=4, policy=None, **options):
+    scale = make_scale("demand", {"patience_ns": ns(5), "start_s": 2.0, "wake_s": 0.2, **(policy or {})})
+    elasticity = Elasticity(scale=scale, cool_down_ns=ns(1), min_instances=least, max_instances=most)
+    scheduler = ServingScheduler(make_routing("prefix_affinity"), 10**9, elasticity=elasticity, times=TIMES)
+    options = {"start_ns": ns(10), "wake_ns": ns(1), **options}
+    sim = SimOptions(EPD, limits_of(TIMES), lambda: make_batching("sarathi"), **options)
+    backend, record = simulate(scheduler, trace, TIMES, sim)
+    assert all(outcome.ok for outcome in backend.outcomes()), "nobody is lost"
+    return backend, scheduler.counts, record
+
+
+def test_where_load_falls_and_rises_sleep_spares_starts_and_waits():
+    trace, found = waves(), {}
+    for sleeps in (False, True):
+        backend, counts, _ = scaled(trace, policy={"sleeps": sleeps})
+        waited = sum(outcome.first_token_ns - outcome.arrived_ns for outcome in backend.outcomes())
+        found[sleeps] = (counts["instances_started"], waited, counts)
+    assert found[True][0] < found[False][0], "fewer starts"
+    assert found[True][1] < found[False][1], "shorter waits"
+    slept = found[True][2]
+    assert slept["instance_sleeps"] >= 4 and slept["instance_wakes"] >= 2 and not slept["instances_stopped"]
+    assert found[False][2]["instances_stopped"] >= 4 and not found[False][2]["instance_sleeps"]
+
+
+def test_sleep_holds_no_device_and_who_sleeps_long_is_stopped():
+    trace = waves(times=1)
+    until_ns = trace.requests[-1].arrived_ns
+    held = {}
+    for name, most, policy in (("fixed", 1, {}), ("sleeps", 4, {}), ("stops", 4, {"stop_after_ns": ns(15)})):
+        backend, counts, _ = scaled(trace, most=most, policy=policy)
+        held[name] = backend.held_ns(until_ns)
+        asleep = [each for each in backend.instances if not each.status().total_blocks]
+        if name == "sleeps":
+            assert asleep, "it has no blocks"
+        if name == "stops":
+            assert counts["instances_stopped"] and counts["instances_started"] > counts["instance_sleeps"] / 2
+    assert held["fixed"] == until_ns
+    assert until_ns < held["sleeps"] < 2.5 * until_ns
+
+
+def test_waking_takes_its_time_and_the_request_waits_for_it():
+    """Nobody is awake when the second request comes, half a minute after the first."""
+    trace = trace_of(one(), one(at_ns=ns(30)))
+    backend, counts, record = scaled(trace, least=0, most=1, wake_ns=ns(1.5))
+    first, second = backend.outcomes()
+    assert (counts["instance_sleeps"], counts["instance_wakes"], counts["instances_started"]) == (1, 1, 0)
+    plain = first.first_token_ns - first.arrived_ns
+    waited = second.first_token_ns - second.arrived_ns - plain
+    assert waited == ns(1.5) + 2 * LATENCY_NS, "it is woken at once"
+    asked = [action for _, _, actions in record.rows for action in actions]
+    (wake,) = [each for each in asked if isinstance(each, WakeInstance)]
+    assert (wake.instance, wake.roles) == ("i0", ALL_ROLES) and "1 requests wait" in wake.reason
+
+
+def test_who_dies_asleep_is_not_replaced_and_another_is_started_for_the_next():
+    trace = trace_of(one(), one(at_ns=ns(40)))
+    kill = Kill(ns(30), "i0")
+    backend, counts, _ = scaled(trace, least=0, most=1, kills=(kill,))
+    assert (counts["instances_lost"], counts["instances_started"], counts["instance_wakes"]) == (1, 1, 0)
+    assert [each.name for each in backend.instances] == ["i1"]
 
 
 def test_what_can_never_fit_is_an_error():

@@ -23,7 +23,7 @@ NS = 1_000_000_000
 def told() -> dict[str, Any]:
     """What a deployment of three instances says of itself; i10 has not told of its load."""
     load = {"running": 3, "waiting": 0, "held": 0, "free_blocks": 75, "total_blocks": 100, "preemptions": 0, "steps": 9}
-    base = {"pid": 1, "leaving": False, "encoding": 0, "images": 4, "role_switches": 0, "switch_seconds": 0.0}
+    base = {"pid": 1, "state": "awake", "encoding": 0, "images": 4, "role_switches": 0, "switch_seconds": 0.0}
     return {
         "now_ns": NOW_NS,
         "deployment": {"model": "tiny-vlm", "policy": "adaptive", "slo": "ttft=2s", "pace": "h100:Qwen2.5-VL-7B"},
@@ -236,3 +236,37 @@ def test_the_last_minute_forgets_what_is_older() -> None:
     found = minute.told()
     assert found["seconds"] == pytest.approx(0.001 * REMEMBERED)
     assert found["text"]["answered_per_s"] == pytest.approx(1000)
+
+
+def test_who_sleeps_is_shown_to_sleep(tierline: Tierline, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = told()
+    status["instances"][0] |= {"roles": "", "state": "waking"}
+    status["instances"][2] |= {"roles": "", "state": "asleep", "free_blocks": 0, "total_blocks": 0}
+    monkeypatch.setattr(f"{__name__}.told", lambda: status)
+    text = tierline("top", server).out
+    assert "3 instances · 1 of them asleep" in text
+    states = {row[0]: row[2] for row in rows(text) if row and row[0] in ("i0", "i2", "i10")}
+    assert states == {"i0": "EP", "i2": "sleeps", "i10": "wakes"}
+    assert tierline("why", "i2", server).out.startswith("i2 sleeps: its weights are in host memory")
+    assert tierline("why", "i10", server).out.startswith("i10 is being woken")
+
+
+def test_why_reads_sleep_and_waking_from_a_record(tierline: Tierline, tmp_path: Path) -> None:
+    from tierline.core.instance_actions import TellAsleep, TellAwake
+    from tierline.core.request import ALL_ROLES, Role
+    from tierline.core.serving_actions import SetRoles, SleepInstance, WakeInstance
+    from tierline.core.serving_events import InstanceSaid, Tick
+    from tierline.runtime.serving_record import ServingRecord
+
+    path = tmp_path / "run.jsonl"
+    record = ServingRecord(path, {"policy": "adaptive"})
+    record.append([(0, Tick(), [SetRoles("i1", Role(0), "too many"), SleepInstance("i1", "too many")])])
+    record.append([(NS, InstanceSaid("i1", TellAsleep()), [])])
+    record.append([(2 * NS, Tick(), [WakeInstance("i1", "shared", "requests wait", ALL_ROLES)])])
+    record.append([(3 * NS, InstanceSaid("i1", TellAwake(ALL_ROLES)), [])])
+    record.append([(3 * NS, InstanceSaid("i2", TellAsleep()), [])])
+    record.close()
+    shown = [" ".join(row) for row in rows(tierline("why", "i1", str(path)).out)[1:]]
+    assert [each.split(" i1 ")[0] for each in shown] == [
+        "0.000s roles -", "0.000s sleep", "1.000s asleep", "2.000s wake as EPD", "3.000s awake",
+    ]  # fmt: skip

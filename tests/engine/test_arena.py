@@ -42,6 +42,17 @@ def test_an_export_is_a_copy() -> None:
     assert not source.export((1,)).any()
 
 
+def test_what_was_freed_is_gone_and_comes_back_empty() -> None:
+    made = arena()
+    shapes = made.keys.shape, made.flat_values.shape
+    made.free()
+    assert sum(each.untyped_storage().nbytes() for each in (made.keys, made.values, made.flat_keys)) == 0
+    made.restore()
+    assert (made.keys.shape, made.flat_values.shape) == shapes and not made.export(range(6)).any()
+    made.values[0, 0, 5, 3, 0] = 1.0
+    assert made.flat_values[0, 0, 23, 0] == 1.0, "a view, as before"
+
+
 def test_no_blocks_are_no_bytes() -> None:
     made = arena()
     before = made.export(range(6))

@@ -100,16 +100,31 @@ class Life:
 
     def set_roles(self):
         serving = self.cluster.serving
-        name = self.rng.choice(sorted(serving.roles))
-        roles = self.rng.choice(SOME_ROLES)
+        name = self.rng.choice(serving.awake)
+        serving.set_roles(name, self.rng.choice(SOME_ROLES) | (ALL_ROLES & ~self._others(name)))
+
+    def _others(self, name):
+        """What the others may do."""
         others = Role(0)
-        for other, own in serving.roles.items():
+        for other, own in self.cluster.serving.roles.items():
             others |= own if other != name else Role(0)
-        serving.set_roles(name, roles | (ALL_ROLES & ~others))
+        return others
+
+    def sleep(self):
+        serving = self.cluster.serving
+        able = [name for name in serving.awake if self._others(name) == ALL_ROLES]
+        if able:
+            serving.sleep(self.rng.choice(able))
+
+    def wake(self):
+        serving = self.cluster.serving
+        if able := sorted(name for name, woken in serving.resting.items() if not woken):
+            serving.wake(self.rng.choice(able), self.rng.choice(SOME_ROLES))
 
     def kill(self):
-        if len(self.cluster.schedulers) > 1:
-            self.cluster.kill(self.rng.choice(sorted(self.cluster.schedulers)), forget=self.rng.random() < 0.5)
+        name = self.rng.choice(sorted(self.cluster.schedulers))
+        if self.cluster.serving.awake not in ([], [name]):
+            self.cluster.kill(name, forget=self.rng.random() < 0.5)
 
     def encoder_fails(self):
         encodes = [each for each in self.cluster.pending() if each[0] == "encode"]
@@ -120,10 +135,11 @@ class Life:
         self.cluster.advance_some(events)
 
 
-def live(seed, events=60):
+def live(seed, events=60, sleeps=False):
     """A whole life by a seed: the rules of the state machine below, without hypothesis."""
     life = Life(random.Random(seed))
-    acts = [life.submit] * 5 + [life.cancel, life.move, life.move, life.move, life.set_roles, life.encoder_fails]
+    acts = [life.sleep, life.wake, life.wake] if sleeps else []
+    acts += [life.submit] * 5 + [life.cancel, life.move, life.move, life.move, life.set_roles, life.encoder_fails]
     for number in range(events):
         life.rng.choice([*acts, *([life.kill] if number % 20 == 19 else [])])()
         life.advance(life.rng.choice([0, 1, 3, 10, 30]))
@@ -160,6 +176,14 @@ class Instances(RuleBasedStateMachine):
         self.life.set_roles()
 
     @rule()
+    def sleep(self):
+        self.life.sleep()
+
+    @rule()
+    def wake(self):
+        self.life.wake()
+
+    @rule()
     def encoder_fails(self):
         self.life.encoder_fails()
 
@@ -187,13 +211,13 @@ Instances.TestCase.settings = settings(
 TestInstances = Instances.TestCase
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_long_life(seed):
-    live(seed)
+    live(seed, sleeps=seed >= 8)
 
 
 def test_lives_see_every_action():
-    seen = sum((live(seed, 25).seen for seed in range(100, 124)), Counter())
+    seen = sum((live(seed, 25, sleeps=seed % 4 == 0).seen for seed in range(100, 124)), Counter())
     assert {action.__name__ for action in get_args(InstanceAction)} - set(seen) == {"TellStatus"}
 
 

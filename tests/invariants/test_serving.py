@@ -21,6 +21,7 @@ from tierline.schedulers.serving import ServingScheduler
 from tierline.schedulers.serving_elastic import Elastic
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
+from tierline.schedulers.serving_state import Server
 from tierline.testing.serving import ServedCluster
 
 IMAGES = {"a": 2, "b": 4, "c": 4, "d": 5}  # content hash -> tokens
@@ -59,10 +60,11 @@ def made_up_cluster(rng):
 def preset_cluster(name, rng):
     """One of 1 to 8 instances under a preset, whose times are short: a message takes a nanosecond."""
     short = {"period_ns": 20, "react_ns": 10, "cool_down_ns": 60, "start_timeout_ns": 500}
-    scale = Choice("demand", {"patience_ns": 100, "start_s": 0.0})
-    preset = replace(
-        preset_of(name), elastic={**short, "min_instances": rng.choice([1, 4]), "max_instances": 6}, scale=scale
-    )
+    target = rng.choice([0.05, 0.7, 100.0])  # of a demand that never fades: or nobody is wanted but for who waits
+    times = {"patience_ns": 60, "stop_after_ns": rng.choice([150, 10**9]), "start_s": 0.0, "wake_s": 0.0}
+    scale = Choice("demand", {"target": target, **times})
+    least = rng.choice([0, 0, 1, 4])
+    preset = replace(preset_of(name), elastic={**short, "min_instances": least, "max_instances": 6}, scale=scale)
     slots = preset.layout(rng.choice([1, 2, 3, 5, 5, 8]))
     # A TPOT that a batch of any size breaks, or none: so stages are given to and fro.
     slo = Slo(ttft_ns=rng.choice([100, 10**9]), tpot_ns=rng.choice([9_000_000, 10**9]))
@@ -131,22 +133,32 @@ class Life:
     def advance(self, events):
         self.cluster.advance_some(events)
 
+    def quiet(self):
+        """Time passes: policies look, and what they decide is done."""
+        for _ in range(self.rng.choice([4, 12])):
+            self.cluster.advance("tick", "", "")
+            self.cluster.advance_some(3)
+
     def end(self):
         together = Role(0)
         for roles in self.serving.roles.values():
             together |= roles
-        if together != ALL_ROLES or not self.cluster.schedulers:
+        if self.serving.scheduler.elasticity.max_instances:
+            pass  # where nobody is there or awake, the policy brings somebody
+        elif together != ALL_ROLES or not self.cluster.schedulers:
             self.cluster.join(ALL_ROLES)
         self.cluster.drain()
 
 
-def live(seed, events=60, life_of=Life):
-    """A whole life by a seed: the rules of the state machine below, without hypothesis."""
+def live(seed, events=60, life_of=Life, ticks=False):
+    """A whole life by a seed: the rules of the state machine below, without hypothesis. `ticks`: quiet times, more deaths."""
     life = life_of(random.Random(seed))
     acts = [life.submit] * 6 + [life.abandon, life.move, life.move, life.set_roles, life.encoder_fails]
     acts += [life.words_get_slow]
     for number in range(events):
-        life.rng.choice([*acts, *([life.kill, life.join] if number % 5 == 4 else [])])()
+        seldom = [life.kill, life.join] if number % 5 == 4 else []
+        often = [life.kill, life.quiet, life.quiet] if ticks else []
+        life.rng.choice([*acts, *seldom, *often])()
         life.advance(life.rng.choice([0, 1, 3, 10, 30]))
     life.end()
     return life.cluster
@@ -218,16 +230,17 @@ TestServings = Servings.TestCase
 
 
 def preset_life(name, seed):
-    return live(seed, 40, lambda rng: Life(rng, partial(preset_cluster, name)))
+    return live(seed, 40, lambda rng: Life(rng, partial(preset_cluster, name)), ticks=True)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "emp", "emp-paper", "emp-release", "coupled"])
 def test_lives_under_a_preset(name):
     """Every answer is right whatever policies do with groups, roles and the number of instances; and they do."""
-    lives = [preset_life(name, seed) for seed in range(7)]
+    lives = [preset_life(name, seed) for seed in range(9)]
     counts = sum((cluster.serving.scheduler.counts for cluster in lives), Counter())
     assert counts["dispatched"] > 100 and counts["instances_lost"] > 10
-    assert counts["instances_started"] and counts["instances_stopped"]
+    for key in ("instances_started", "instances_stopped", "instance_sleeps", "instance_wakes"):
+        assert counts[key], key
     if name in ("adaptive", "emp", "emp-paper"):
         assert counts["role_changes"] > 1 and counts["group_changes"]
 
@@ -241,7 +254,7 @@ def test_lives_see_every_action():
     """And moves that succeed, moves that fail, losses, and requests that come again with pixels and with what was made."""
     lives = [live(seed, 40) for seed in [*range(100, 116), 130]]
     seen = sum((cluster.serving.seen for cluster in lives), Counter())
-    elastic = {"SetGroup", "StartInstance", "StopInstance"}
+    elastic = {"SetGroup", "StartInstance", "StopInstance", "SleepInstance", "WakeInstance"}
     assert {action.__name__ for action in get_args(ServingAction)} - elastic == set(seen)
     counts = sum((cluster.serving.scheduler.counts for cluster in lives), Counter())
     assert min(counts[key] for key in ("moves", "moves_failed", "instances_lost", "dispatched")) > 4
@@ -356,7 +369,37 @@ def those_who_wait_for_room_forgotten(monkeypatch):
 
 
 def instances_ended_with_their_work(monkeypatch):
-    monkeypatch.setattr(Elastic, "emptied", lambda self: [each for each in self.fleet.servers.values() if each.leaving])
+    def emptied(self):
+        done = [each for each in self.fleet.servers.values() if each.state in ("leaving", "drowsy")]
+        for server in done:
+            server.enter("ending" if server.state == "leaving" else "falling", 0)
+        return done
+
+    monkeypatch.setattr(Elastic, "emptied", emptied)
+
+
+def the_last_ones_put_to_sleep(monkeypatch):
+    monkeypatch.setattr(Elastic, "_why_needed", lambda self, server: "")
+
+
+def sleepers_that_are_asked_for_images(monkeypatch):
+    monkeypatch.setattr(ImageDispatch, "forget", lambda self, server: None)
+
+
+def sleepers_that_take_stages_over(monkeypatch):
+    monkeypatch.setattr(Server, "is_up", True)
+
+
+def the_woken_counted_as_awake_at_once(monkeypatch):
+    wake = Elastic._wake
+
+    def at_once(self, server, proposal):
+        done = wake(self, server, proposal)
+        if done and server.state == "waking":
+            self.fleet.awake(server, server.resume)
+        return done
+
+    monkeypatch.setattr(Elastic, "_wake", at_once)
 
 
 MUTATIONS = [
@@ -377,6 +420,10 @@ MUTATIONS = [
         ("emp", groups_that_may_lose_a_stage),
         ("emp", those_who_wait_for_room_forgotten),
         ("adaptive", instances_ended_with_their_work),
+        ("coupled", the_last_ones_put_to_sleep),
+        ("coupled", sleepers_that_are_asked_for_images),
+        ("emp", sleepers_that_take_stages_over),
+        ("coupled", the_woken_counted_as_awake_at_once),
     ],
     ids=lambda each: each if isinstance(each, str) else each.__name__,
 )

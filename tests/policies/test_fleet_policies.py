@@ -6,9 +6,25 @@ from dataclasses import fields, replace
 import pytest
 
 from tierline.core.errors import InvalidInput, UnknownName
-from tierline.core.fleet_view import DecodeView, Demand, FleetView, MemberView, MoveRequest, PromptView, stages_of
+from tierline.core.fleet_view import (
+    DecodeView,
+    Demand,
+    FleetView,
+    MemberView,
+    MoveRequest,
+    PromptView,
+    SleeperView,
+    stages_of,
+)
 from tierline.core.request import ALL_ROLES, Role
-from tierline.core.serving_actions import SetGroup, SetRoles, StartInstance, StopInstance
+from tierline.core.serving_actions import (
+    SetGroup,
+    SetRoles,
+    SleepInstance,
+    StartInstance,
+    StopInstance,
+    WakeInstance,
+)
 from tierline.core.slo import Slo
 from tierline.perf.serving_demand import StageRates
 from tierline.policies import groups, scale, stages
@@ -62,6 +78,7 @@ def any_fleet(rng):
         )
         for at in range(rng.randrange(9))
     )  # fmt: skip
+    sleeping = tuple(SleeperView(f"s{at}", "shared", rng.randrange(10**10)) for at in range(rng.choice([0, 0, 1, 3])))
 
     def demand(modality):
         waiting = rng.choice([0, 0, 5, 50])
@@ -71,7 +88,7 @@ def any_fleet(rng):
 
     return fleet(
         *members, text=demand("text"), multimodal=demand("multimodal"), max_instances=rng.choice([0, 6, 12]),
-        starting=rng.choice([0, 0, 1]), mean_tpot_s=rng.choice([0.0, 0.02, 0.2]),
+        starting=rng.choice([0, 0, 1]), sleeping=sleeping, mean_tpot_s=rng.choice([0.0, 0.02, 0.2]),
     )  # fmt: skip
 
 
@@ -99,8 +116,12 @@ class TestRegistered:
                     assert each.reason
                     if isinstance(each, SetRoles):
                         assert each.roles and not cooling[each.instance]
-                    elif isinstance(each, SetGroup | StopInstance):
-                        assert not (cooling if isinstance(each, StopInstance) else regrouping)[each.instance]
+                    elif isinstance(each, WakeInstance) or (
+                        isinstance(each, StopInstance) and each.instance not in cooling
+                    ):
+                        assert each.instance in {sleeper.name for sleeper in view.sleeping}
+                    elif isinstance(each, SetGroup | StopInstance | SleepInstance):
+                        assert not (regrouping if isinstance(each, SetGroup) else cooling)[each.instance]
                     elif isinstance(each, MoveRequest):
                         assert each.to in cooling
         assert proposed[0] == proposed[1], "the same views, the same proposals"
@@ -290,14 +311,47 @@ def test_from_none_one_is_started_for_who_waits():
     assert policy.propose(replace(view, text=Demand("text"))) == ()
 
 
-def test_one_is_stopped_when_fewer_have_been_enough_for_long():
-    policy = make_scale("demand", {"patience_ns": 100})
+@pytest.mark.parametrize(("sleeps", "kind"), [(True, SleepInstance), (False, StopInstance)])
+def test_one_sleeps_or_stops_when_fewer_have_been_enough_for_long(sleeps, kind):
+    policy = make_scale("demand", {"patience_ns": 100, "sleeps": sleeps})
     view = fleet(member("a", decodes=3), member("b"), max_instances=4)
     assert policy.propose(replace(view, now_ns=0)) == policy.propose(replace(view, now_ns=99)) == ()
-    (stop,) = policy.propose(replace(view, now_ns=100))
-    assert (type(stop), stop.instance) == (StopInstance, "b")
+    (found,) = policy.propose(replace(view, now_ns=100))
+    assert (type(found), found.instance) == (kind, "b")
     busy = replace(view, text=Demand("text", decode=1.4), now_ns=150)
     assert policy.propose(busy) == policy.propose(replace(view, now_ns=249)) == (), "the break counts"
+
+
+def test_who_fell_asleep_last_is_woken_and_for_a_shorter_wait_than_a_start():
+    policy = make_scale("demand", {"start_s": 30.0, "wake_s": 2.0})
+    view = fleet(member("a"), text=Demand("text", decode=0.1, waiting=9, waiting_s=5.0), max_instances=4)
+    assert policy.propose(view) == (), "a start would take longer"
+    sleepers = (SleeperView("b", "shared", 10), SleeperView("c", "shared", 20))
+    (wake,) = policy.propose(replace(view, sleeping=sleepers))
+    assert isinstance(wake, WakeInstance) and wake.instance == "c" and "9 requests wait" in wake.reason
+    short = replace(view, text=replace(view.text, waiting_s=1.0), sleeping=sleepers)
+    assert policy.propose(short) == ()
+    assert policy.propose(replace(view, sleeping=sleepers, starting=1)) != ()
+    assert policy.propose(replace(view, sleeping=sleepers, starting=3)) == ()
+
+
+def test_who_has_slept_for_long_is_stopped_the_first_first():
+    policy = make_scale("demand", {"stop_after_ns": 100, "patience_ns": 10**12})
+    sleepers = (SleeperView("b", "shared", 20), SleeperView("c", "shared", 10))
+    view = fleet(member("a"), sleeping=sleepers, max_instances=4)
+    assert policy.propose(replace(view, now_ns=109)) == ()
+    (stop,) = policy.propose(replace(view, now_ns=130))
+    assert (type(stop), stop.instance) == (StopInstance, "c")
+    (wake,) = policy.propose(replace(view, now_ns=130, text=Demand("text", decode=1.0)))
+    assert isinstance(wake, WakeInstance), "not while more are wanted"
+
+
+def test_what_is_left_of_a_demand_that_has_ended_is_none():
+    policy = make_scale("demand", {"patience_ns": 0})
+    view = fleet(member("a"), text=Demand("text", decode=0.001), min_instances=0, max_instances=4)
+    assert [type(each) for each in policy.propose(view)] == [SleepInstance]
+    assert policy.propose(replace(view, min_instances=1)) == ()
+    assert policy.propose(replace(view, text=Demand("text", decode=0.1))) == ()
 
 
 def test_stages_of_modalities():

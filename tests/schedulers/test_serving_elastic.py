@@ -1,12 +1,13 @@
 """Groups, roles, waiting and limits in the serving scheduler, by the actions it answers events with."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 
 from tierline.core.errors import InvalidInput
 from tierline.core.fleet_view import MoveRequest
-from tierline.core.instance_actions import TellStatus, TellTokens
+from tierline.core.instance_actions import TellAsleep, TellAwake, TellEmbeddings, TellStatus, TellTokens
 from tierline.core.request import ALL_ROLES, ImageSpan, Request, Role, Sampling
 from tierline.core.routing_view import WAIT
 from tierline.core.serving_actions import (
@@ -15,8 +16,10 @@ from tierline.core.serving_actions import (
     RecordServingRefusal,
     SetGroup,
     SetRoles,
+    SleepInstance,
     StartInstance,
     StopInstance,
+    WakeInstance,
 )
 from tierline.core.serving_events import (
     InstanceJoined,
@@ -304,7 +307,7 @@ def test_the_last_ones_stay_and_the_last_one_of_all_may_go_only_idle():
     told = Told("EPD", min_instances=0, max_instances=2)
     told.submit("r")
     (refusal,) = told.look(StopInstance("a", "x"))
-    assert "has work" in refusal.reason
+    assert "there is work" in refusal.reason
     told.send(RequestAbandoned("r"))
     assert told.look(StopInstance("a", "x")) == [SetRoles("a", Role(0), "x"), StopInstance("a", "x")]
     told.send(InstanceLost("a", "told to end"))
@@ -322,6 +325,209 @@ def test_an_instance_that_does_not_come_is_not_waited_for_for_ever():
     told.look(StartInstance("shared", "x"))
     assert isinstance(told.look(StartInstance("shared", "x"), after_ns=SECOND - 1)[0], RecordServingRefusal)
     assert told.look(StartInstance("shared", "x"), after_ns=1) == [StartInstance("shared", "x")]
+
+
+# --- sleep and wake
+
+SLEEP, WAKE = SleepInstance("b", "too many"), WakeInstance("b", "shared", "s waits")
+
+
+def says(told, tell, at="b"):
+    return told.send(InstanceSaid(at, tell))
+
+
+def asleep(layout="EPD EPD", **options):
+    """`b` sleeps."""
+    told = Told(layout, **{"max_instances": 2, **options})
+    told.look(SLEEP)
+    says(told, TellAsleep())
+    assert told.scheduler.servers["b"].state == "asleep"
+    return told
+
+
+def test_an_instance_sleeps_when_it_has_nothing_to_do_any_more():
+    told = Told("EPD EPD", max_instances=3)
+    told.submit("r")
+    told.submit("s")
+    told.first_token("s#2", at="b")
+    assert told.look(SLEEP) == [SetRoles("b", Role(0), "too many")]
+    assert told.submit("t") == [] and told.look() == [], "it takes nothing and its decode has to go"
+    assert SLEEP not in says(told, TellTokens("s#2", 1, (8,), "stop"))
+    assert told.look() == [SLEEP] and told.look() == []
+    assert told.scheduler.counts["instance_sleeps"] == 0, "it has not said so"
+    says(told, TellAsleep())
+    assert told.scheduler.counts["instance_sleeps"] == 1
+    (view,) = told.policy.views[-1:]
+    assert [each.name for each in view.members] == ["a"] and [each.name for each in view.sleeping] == ["b"]
+
+
+def test_a_sleeping_instance_is_neither_server_nor_start_and_may_not_be_asked_for_anything():
+    told = asleep("EPD EPD EPD", max_instances=3)
+    assert "it sleeps" in told.look(SetRoles("b", Role.PREFILL, ""))[0].reason
+    assert "it sleeps" in told.look(SetGroup("b", "text", ""))[0].reason
+    assert "it sleeps" in told.send(RolesAsked("b", ALL_ROLES))[0].reason
+    assert told.policy.views[-1].starting == 0
+    told.look(WAKE)
+    assert "being woken" in told.look(SLEEP)[0].reason and told.policy.views[-1].starting == 1
+
+
+def test_one_that_sleeps_is_woken_before_another_is_started_and_nobody_beyond_the_most():
+    told = asleep(max_instances=3)
+    (refusal,) = told.look(StartInstance("shared", "x"))
+    assert "b sleeps and is to be woken first" in refusal.reason
+    assert told.look(WAKE) == [WAKE] and told.look(WAKE) == []
+    assert told.look(StartInstance("shared", "x")) == [StartInstance("shared", "x")]
+    assert "3 allowed" in told.look(StartInstance("shared", "y"))[0].reason
+    full = asleep(max_instances=2)
+    full.send(InstanceJoined("c", ALL_ROLES))
+    assert "2 instances are there, 2 allowed" in full.look(WAKE)[0].reason
+
+
+def test_it_serves_when_its_first_batch_has_run_and_not_before():
+    told = asleep()
+    told.submit("r")
+    assert told.submit("s") == []
+    told.now_ns += 5
+    assert told.look(WAKE) == [WAKE] and told.submit("t") == []
+    told.now_ns += 7
+    (queue,) = says(told, TellAwake(ALL_ROLES))
+    assert (queue.instance, queue.request.request_id) == ("b", "s#2")
+    server = told.scheduler.servers["b"]
+    assert (server.state, server.wake_ns, told.scheduler.counts["instance_wakes"]) == ("awake", 7, 1)
+    assert "a moment ago" in told.look(SLEEP)[0].reason, "it rests before it sleeps again"
+
+
+def test_it_wakes_with_the_roles_it_had_and_stands_in_for_who_is_gone():
+    told = Told("EP EPD PD", max_instances=3, min_instances=0)
+    told.look(SleepInstance("a", "x"))
+    says(told, TellAsleep(), at="a")
+    for name in "bc":
+        told.send(InstanceLost(name, "killed"))
+    assert told.submit("r") == []
+    (wake,) = told.look(WakeInstance("a", "shared", "r waits"))
+    assert wake.roles == Role.parse("EP")
+    actions = says(told, TellAwake(wake.roles), at="a")
+    assert [each.roles for each in actions if isinstance(each, SetRoles)] == [ALL_ROLES]
+    assert [each.instance for each in actions if isinstance(each, QueueAttempt)] == ["a"]
+
+
+def test_called_back_before_it_was_told_it_goes_on_at_once():
+    told = Told("EPD EPD", max_instances=2)
+    told.submit("r")
+    told.submit("s")
+    told.look(SLEEP)
+    assert told.look(WAKE) == [SetRoles("b", ALL_ROLES, "called back: s waits")]
+    assert told.scheduler.servers["b"].state == "awake" and told.look(after_ns=SECOND) == []
+
+
+def test_woken_before_it_has_said_that_it_sleeps():
+    told = Told("EPD EPD", max_instances=2)
+    told.look(SLEEP)
+    assert told.look(WAKE) == [WAKE]
+    says(told, TellAsleep())
+    assert told.scheduler.servers["b"].state == "waking"
+    says(told, TellAwake(ALL_ROLES))
+    assert told.scheduler.servers["b"].state == "awake"
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "why"),
+    [
+        ("EPD EPD", {"min_instances": 2}, "2 instances are there, and that many are needed"),
+        ("EP EPD", {}, "nobody else may do D"),
+        ("PD PD EPD", {"groups": "text multimodal multimodal"}, "the multimodal group would have nobody for E"),
+        ("EPD EPD", {"max_instances": 0}, "that many are needed"),
+    ],
+)
+def test_sleep_is_barred_where_an_end_is(layout, options, why):
+    names = {"EPD EPD": "b", "EP EPD": "b", "PD PD EPD": "c"}
+    told = Told(layout, **{"max_instances": 3, **options})
+    for proposal in (SleepInstance(names[layout], ""), StopInstance(names[layout], "")):
+        (refusal,) = told.look(proposal)
+        assert why in refusal.reason or "nobody else may do E" in refusal.reason
+
+
+def test_the_last_one_may_sleep_only_idle_and_is_woken_for_who_comes():
+    told = Told("EPD", min_instances=0, max_instances=2)
+    told.submit("r")
+    assert "there is work" in told.look(SleepInstance("a", "x"))[0].reason
+    told.send(RequestAbandoned("r"))
+    assert told.look(SleepInstance("a", "x")) == [SetRoles("a", Role(0), "x"), SleepInstance("a", "x")]
+    says(told, TellAsleep(), at="a")
+    told.now_ns += SECOND
+    told.policy.proposals = [WakeInstance("a", "shared", "s waits")]
+    actions = told.submit("s")
+    assert isinstance(actions[-1], WakeInstance), "at once, not at the next tick"
+    assert told.policy.views[-1].text.waiting == 1
+    assert [type(each) for each in says(told, TellAwake(ALL_ROLES), at="a")] == [QueueAttempt]
+
+
+def test_a_sleeping_one_is_ended_at_once_and_its_death_is_nobodys_loss():
+    told = asleep()
+    stop = StopInstance("b", "long asleep")
+    assert told.look(stop) == [stop] and told.look(stop) == []
+    assert told.policy.views[-1].sleeping == ()
+    told.send(InstanceLost("b", "told to end"))
+    assert list(told.scheduler.servers) == ["a"]
+    dead = asleep()
+    dead.submit("r")
+    assert not [each for each in dead.send(InstanceLost("b", "killed")) if isinstance(each, QueueAttempt | SetRoles)]
+    assert dead.look() == [] and dead.policy.views[-1].sleeping == ()
+    assert dead.look(StartInstance("shared", "x")) == [StartInstance("shared", "x")]
+
+
+def test_a_sleeping_one_takes_no_stage_over_and_one_on_its_way_goes_on_for_it():
+    told = asleep("EPD EPD")
+    assert not [each for each in told.send(InstanceLost("a", "killed")) if isinstance(each, SetRoles)]
+    assert told.scheduler.servers["b"].roles == Role(0)
+    drowsy = Told("EPD EPD", max_instances=2)
+    for name in "rs":
+        drowsy.submit(name)
+    drowsy.look(SLEEP)
+    actions = drowsy.send(InstanceLost("a", "killed"))
+    assert [each.roles for each in actions if isinstance(each, SetRoles)][-1] == ALL_ROLES
+    assert drowsy.scheduler.servers["b"].state == "awake"
+
+
+def test_one_that_does_not_wake_is_not_waited_for_for_ever():
+    told = asleep(start_timeout_ns=SECOND)
+    told.look(WAKE)
+    told.look(after_ns=SECOND - 1)
+    assert told.policy.views[-1].starting == 1
+    told.look(after_ns=1)
+    assert told.policy.views[-1].starting == 0
+
+
+def test_what_a_sleeper_had_cached_is_not_counted_on():
+    told = Told("EPD EPD", Affine(), max_instances=2)
+    prompt = tuple(range(2 * BLOCK))
+    told.submit("r", prompt, images=1)
+    assert told.scheduler.servers["b"].prompts
+    says(told, TellEmbeddings(("x0",), ()))
+    says(told, TellTokens("r#1", 0, (7,), "stop"))
+    assert told.scheduler.has_embeddings("x0")
+    told.look(SLEEP)
+    assert not told.scheduler.has_embeddings("x0")
+    says(told, TellEmbeddings(("late",), ()))
+    assert not told.scheduler.has_embeddings("late"), "it will give that up too"
+    says(told, TellAsleep())
+    told.look(WAKE)
+    says(told, TellAwake(ALL_ROLES))
+    told.submit("s", prompt)
+    assert [dict(each.cached) for each in Affine.seen] == [{}, {}], "nothing of the first request is there"
+
+
+@dataclass
+class Affine(OneAtATime):
+    """To `b`, by what it knows of caches."""
+
+    wants_affinity = True
+    seen: ClassVar[list] = []
+
+    def choose(self, stage, instances, request, now_ns):
+        if stage is Role.PREFILL:
+            self.seen.append(request)
+        return instances[-1].name
 
 
 def test_limits_that_cannot_be():

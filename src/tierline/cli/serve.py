@@ -66,11 +66,12 @@ def serve(
     profile: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Stage times of this device with the model, for the policy.")
     ] = "",
-    min_instances: Annotated[int, typer.Option(metavar="N", help="With --max-instances.", min=1)] = 1,
+    min_instances: Annotated[int, typer.Option(metavar="N", help="With --max-instances; 0: all may sleep.", min=0)] = 1,
     max_instances: Annotated[
         int,
         typer.Option(
-            metavar="N", help="The policy starts and stops instances up to N. [default: as many as there are]"
+            metavar="N",
+            help="The policy starts instances up to N, has them sleep, wakes and stops them. [default: none]",
         ),
     ] = 0,
     record: Annotated[Path | None, typer.Option(metavar="FILE", help="Every event and decision as JSON lines.")] = None,

@@ -20,12 +20,13 @@ Told = TypeVar("Told")
 
 @dataclass(frozen=True, slots=True)
 class InstanceTold:
-    """An instance. Blocks are 0 until it has told of its load."""
+    """An instance. `state` as in `schedulers/serving_state.py`. Blocks are 0 until it has told of its load, and while it
+    sleeps."""
 
     name: str
     roles: str
     group: str = "shared"
-    leaving: bool = False
+    state: str = "awake"
     reason: str = ""
     prefill_tokens: int = 0
     decoding: int = 0
@@ -36,6 +37,7 @@ class InstanceTold:
     total_blocks: int = 0
     role_switches: int = 0
     switch_seconds: float = 0.0
+    wake_seconds: float = 0.0
     encoded_images: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0

@@ -53,6 +53,13 @@ def serving(
         typer.Option(metavar="NAME[,NAME…]", help="adaptive, emp, coupled, coupled-2024, static:2E2P4D, … (presets)."),
     ] = "adaptive,coupled",
     instances: Annotated[int, typer.Option(min=1, help="Devices, one instance each.")] = 8,
+    min_instances: Annotated[int, typer.Option(metavar="N", min=0, help="With --max-instances.")] = 1,
+    max_instances: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Instances start, sleep, wake and stop between the two. [default: none does]"
+        ),
+    ] = 0,
     model: Annotated[str, typer.Option(metavar="NAME", help="As in the profiles of stage times.")] = "Qwen2.5-VL-7B",
     device: Annotated[str, typer.Option(metavar="h100|h200|l40s|a100", help="What instances run on.")] = "h100",
     profile: Annotated[
@@ -93,6 +100,8 @@ def serving(
         setup=experiments.ServingSetup(
             times=profile or f"{device}:{model}",
             instances=instances,
+            min_instances=min_instances,
+            max_instances=max_instances,
             slo=Slo.parse(slo),
             token_budget=token_budget,
             cpu_workers=cpu_workers,
@@ -155,10 +164,23 @@ def _show(rate: str, entry: dict[str, Any]) -> None:
     render.print_table(COLUMNS, rows, right=COLUMNS[1:])
     for name, found in ranked:
         for seed in found["seeds"]:
+            if told := _comings_and_goings(seed["counts"]):
+                print(f"{name}, seed {seed['seed']}: {told}")
             if seed["all"]["errors"]:
                 told = ", ".join(f"{count} {kind}" for kind, count in seed["all"]["errors"])
                 print(f"{name}, seed {seed['seed']}: {told}")
     print()
+
+
+def _comings_and_goings(counts: dict[str, float]) -> str:
+    """What became of instances; "" where nobody came or went."""
+    names = {"instances_started": "started", "instance_sleeps": "slept", "instance_wakes": "woken"}
+    found = [
+        f"{counts[key]:.0f} {word}"
+        for key, word in {**names, "instances_stopped": "stopped"}.items()
+        if counts.get(key)
+    ]
+    return ", ".join([*found, f"{counts['device_s']:,.0f} device-seconds"]) if found else ""
 
 
 def _percent(share: float | None) -> str:

@@ -31,6 +31,8 @@ def headline(status: ServingStatus) -> str:
     parts += [f"plays {deployment.pace}"] if deployment.pace else []
     count = len(status.instances)
     parts.append(f"{count} instance{'' if count == 1 else 's'}")
+    asleep = sum(each.state == "asleep" for each in status.instances)
+    parts += [f"{asleep} of them asleep"] if asleep else []
     parts.append(f"{status.live} requests live, {status.waiting} of them wait for room")
     lost = status.counts.get("instances_lost", 0)
     parts += [f"{lost} instance{'' if lost == 1 else 's'} lost"] if lost else []
@@ -70,7 +72,7 @@ def _instance_row(each: InstanceTold) -> list[str]:
     return [
         each.name,
         each.group,
-        each.roles or ("leaves" if each.leaving else "-"),
+        roles_or_state(each),
         str(each.prefill_tokens),
         str(each.encoding),
         str(each.decoding),
@@ -78,6 +80,15 @@ def _instance_row(each: InstanceTold) -> list[str]:
         str(each.role_switches),
         each.reason or "-",
     ]
+
+
+def roles_or_state(each: InstanceTold) -> str:
+    """What it may do; of one that is not awake what it does instead."""
+    states = {
+        "leaving": "leaves", "ending": "ends", "drowsy": "to sleep", "falling": "to sleep", "asleep": "sleeps",
+        "waking": "wakes",
+    }  # fmt: skip
+    return states.get(each.state) or each.roles or "-"
 
 
 def decision_rows(status: ServingStatus, limit: int = 0) -> list[list[str]]:

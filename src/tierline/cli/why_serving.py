@@ -23,6 +23,14 @@ COLUMNS = ("AFTER", "DECISION", "WHERE", "REASON")
 LIVE_COLUMNS = ("AGO", "DECISION", "REASON")
 NUMBERS = ("AFTER", "AGO")
 CLIENTS_COLUMNS = (*COLUMNS[:1], "REQUEST", *COLUMNS[1:])
+STATES = {
+    "leaving": "takes nothing new: it ends when it has nothing to do any more",
+    "ending": "was told to end",
+    "drowsy": "takes nothing new: it sleeps when it has nothing to do any more",
+    "falling": "was told to sleep",
+    "asleep": "sleeps: its weights are in host memory, it holds no KV and no images, and it serves nobody",
+    "waking": "is being woken: it serves again when its first batch has run",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ def show_live(name: str, url: str, last: int, as_json: bool, api_key: str) -> No
     from tierline.cli.serving_status import InstanceTold, ServingClient, ServingStatus
 
     def summary(each: InstanceTold) -> str:
+        if each.state != "awake":
+            return f"{each.name} {STATES[each.state]}."
         took = (
             f" (the last took {render.latency(each.switch_seconds)} until its first batch)"
             if each.role_switches
@@ -160,8 +170,15 @@ class _Known:
 
 
 def _rows(name: str, record: Iterable[tuple[int, object, Sequence[object]]]) -> Iterator[Row]:
+    from tierline.core.instance_actions import TellAsleep, TellAwake
     from tierline.core.request import is_called
-    from tierline.core.serving_events import InstanceJoined, InstanceLost, RequestAbandoned, RequestSubmitted
+    from tierline.core.serving_events import (
+        InstanceJoined,
+        InstanceLost,
+        InstanceSaid,
+        RequestAbandoned,
+        RequestSubmitted,
+    )
 
     zero_ns: int | None = None
     known = _Known()
@@ -183,6 +200,10 @@ def _rows(name: str, record: Iterable[tuple[int, object, Sequence[object]]]) -> 
                 yield Row(after_s, name, "joined", name, f"it may {words(event.roles.letters)}")
             case InstanceLost() if event.name == name:
                 yield Row(after_s, name, "lost", name, event.reason)
+            case InstanceSaid(message=TellAsleep()) if event.name == name:
+                yield Row(after_s, name, "asleep", name, "it has given its memory up")
+            case InstanceSaid(message=TellAwake()) if event.name == name:
+                yield Row(after_s, name, "awake", name, "its first batch has run")
         yield from _acted(name, after_s, actions, known)
 
 
@@ -220,6 +241,10 @@ def _acted(name: str, after_s: float, actions: Sequence[object], known: _Known) 
                 yield Row(after_s, name, f"group {action.group}", name, action.reason)
             case act.StopInstance() if action.instance == name:
                 yield Row(after_s, name, "stop", name, action.reason)
+            case act.SleepInstance() if action.instance == name:
+                yield Row(after_s, name, "sleep", name, action.reason)
+            case act.WakeInstance() if action.instance == name:
+                yield Row(after_s, name, f"wake as {action.roles.letters}", name, action.reason)
             case act.RecordServingRefusal() if action.subject == name or action.subject in known.images:
                 yield Row(after_s, action.subject, "refused", action.subject, action.reason)
 

@@ -8,7 +8,14 @@ from typing import ClassVar, Protocol
 
 from tierline.core.request import Role
 from tierline.core.routing_view import Group, Modality
-from tierline.core.serving_actions import SetGroup, SetRoles, StartInstance, StopInstance
+from tierline.core.serving_actions import (
+    SetGroup,
+    SetRoles,
+    SleepInstance,
+    StartInstance,
+    StopInstance,
+    WakeInstance,
+)
 from tierline.core.slo import Slo
 
 
@@ -70,10 +77,19 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True)
+class SleeperView:
+    """An instance that sleeps, or that will when it has nothing to do any more. `since_ns`: when that began."""
+
+    name: str
+    group: Group
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What one modality asks for, averaged over the last while, in instances (instance-seconds per second), by stage.
-    `rate`: requests per second. `waiting`: requests in the scheduler's queue, `waiting_s` the prefill and encode seconds of
-    these; `queue` is a sample of them, in their order."""
+    `rate`: requests per second. `waiting`: requests that wait in the scheduler for room, or for somebody who may do their
+    next stage; `waiting_s` the prefill and encode seconds of these; `queue` is a sample of the former, in their order."""
 
     modality: Modality
     rate: float = 0.0
@@ -91,8 +107,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """The deployment at a moment. `members` in order of joining. `starting`: instances asked for that have not joined.
-    `mean_tpot_s`: mean time between tokens of answers that ended lately (0 = none has)."""
+    """The deployment at a moment. `members` in order of joining; `sleeping` are none. `starting`: instances asked for that
+    have not joined, and those being woken. `mean_tpot_s`: mean time between tokens of answers that ended lately (0 = none
+    has)."""
 
     now_ns: int
     members: tuple[MemberView, ...]
@@ -100,6 +117,7 @@ class FleetView:
     multimodal: Demand
     slo: Slo
     starting: int = 0
+    sleeping: tuple[SleeperView, ...] = ()
     min_instances: int = 1
     max_instances: int = 0
     mean_tpot_s: float = 0.0
@@ -127,7 +145,7 @@ class MoveRequest:
     reason: str
 
 
-Proposal = SetRoles | SetGroup | MoveRequest | StartInstance | StopInstance
+Proposal = SetRoles | SetGroup | MoveRequest | StartInstance | StopInstance | SleepInstance | WakeInstance
 
 
 class GroupPolicy(Protocol):
@@ -146,6 +164,6 @@ class StagePolicy(Protocol):
 
 
 class ScalePolicy(Protocol):
-    """Says when an instance is started or stopped. Pure but for its own declared memory."""
+    """Says when an instance is started, put to sleep, woken or stopped. Pure but for its own declared memory."""
 
     def propose(self, view: FleetView) -> tuple[Proposal, ...]: ...

@@ -89,6 +89,16 @@ class DropEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeMemory:
+    """Give the KV arena up; weights go to host memory, or stay where they are there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeMemory:
+    """Have a KV arena and the weights on the device again, run a batch of no request, then answer with `WakeEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
 class OfferMove:
     request: Request
     to: str
@@ -227,8 +237,20 @@ class TellRoles:
 
 
 @dataclass(frozen=True, slots=True)
+class TellAsleep:
+    """The instance has given its memory up, with all that was cached there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellAwake:
+    """The instance has its memory, and a batch has run: it takes requests, with these roles."""
+
+    roles: Role
+
+
+@dataclass(frozen=True, slots=True)
 class TellStatus:
-    """Load and counters of the instance, for routing and people."""
+    """Load and counters of the instance, for routing and people. One that sleeps has no blocks."""
 
     running: int
     waiting: int
@@ -261,10 +283,12 @@ Tell = (
     | TellMoveFailed
     | TellEmbeddings
     | TellRoles
+    | TellAsleep
+    | TellAwake
     | TellStatus
     | TellTimes
 )
-ToEngine = RunStep | AddSequence | DropSequence | EncodeImage | DropEmbeddings | ImportRound
+ToEngine = RunStep | AddSequence | DropSequence | EncodeImage | DropEmbeddings | ImportRound | FreeMemory | TakeMemory
 ToPeer = (
     SendEmbeddings
     | SendEncodeFailure

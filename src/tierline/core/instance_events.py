@@ -78,6 +78,23 @@ class RolesSet:
 
 
 @dataclass(frozen=True, slots=True)
+class SleepAsked:
+    """The instance shall give its memory up as soon as it has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAsked:
+    """The instance shall be as before its sleep, with these roles."""
+
+    roles: Role
+
+
+@dataclass(frozen=True, slots=True)
+class WakeEnded:
+    """The engine has its memory again, and a first batch has run."""
+
+
+@dataclass(frozen=True, slots=True)
 class MoveAsked:
     """The attempt shall go on at instance `to`."""
 
@@ -166,6 +183,9 @@ InstanceEvent = (
     | EncodeFailed
     | StepEnded
     | RolesSet
+    | SleepAsked
+    | WakeAsked
+    | WakeEnded
     | MoveAsked
     | MoveOffered
     | MoveAccepted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierline.core.request import Request, Role, TokensMade
+from tierline.core.request import ALL_ROLES, Request, Role, TokensMade
 from tierline.core.routing_view import Group
 
 
@@ -64,7 +64,7 @@ class SetGroup:
 
 @dataclass(frozen=True, slots=True)
 class StartInstance:
-    """Start one more instance, or wake one that sleeps; it joins when it is ready."""
+    """Start one more instance; it joins when it is ready."""
 
     group: Group
     reason: str
@@ -76,6 +76,24 @@ class StopInstance:
 
     instance: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SleepInstance:
+    """Have this instance, which has nothing to do any more, give up its memory; its weights wait on the host."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeInstance:
+    """Have a sleeping instance take its memory again; it has these roles from its first batch on. A policy names no roles."""
+
+    instance: str
+    group: Group
+    reason: str
+    roles: Role = ALL_ROLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,8 @@ ServingAction = (
     | SetGroup
     | StartInstance
     | StopInstance
+    | SleepInstance
+    | WakeInstance
     | NotifyLost
     | Answer
     | AskPixels

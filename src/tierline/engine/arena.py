@@ -11,7 +11,8 @@ import torch
 
 class KvArena:
     """Keys and values, each [layers, kv_heads, blocks, block_tokens, head_dim]: a head's part of a block lies in one piece,
-    so that attention reads it as it is. Which block is whose is the scheduler's business (`schedulers/kv_blocks.py`)."""
+    so that attention reads it as it is. Which block is whose is the scheduler's business (`schedulers/kv_blocks.py`). The
+    tensors are others after `free` and `restore`: nobody keeps them from one iteration to the next."""
 
     def __init__(
         self,
@@ -23,12 +24,23 @@ class KvArena:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, kv_heads, blocks, block_tokens, head_dim)
         self.block_tokens = block_tokens
-        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        self._shape = (layers, kv_heads, blocks, block_tokens, head_dim)
+        self._dtype, self._device = dtype, device
+        self.restore()
+
+    def restore(self) -> None:
+        """Have memory, all zeros."""
+        self.keys, self.values = (_zeros(self._shape, self._dtype, self._device) for _ in range(2))
         # By position in the arena, block * block_tokens + offset: [layers, kv_heads, positions, head_dim]. Views.
-        self.flat_keys = self.keys.view(layers, kv_heads, blocks * block_tokens, head_dim)
-        self.flat_values = self.values.view(layers, kv_heads, blocks * block_tokens, head_dim)
+        self.flat_keys, self.flat_values = self.keys.flatten(2, 3), self.values.flatten(2, 3)
+
+    def free(self) -> None:
+        """Give the memory up, until `restore`: there are no blocks."""
+        layers, kv_heads, _, block_tokens, head_dim = self._shape
+        nothing = torch.empty((layers, kv_heads, 0, block_tokens, head_dim), dtype=self._dtype, device=self._device)
+        self.keys = self.values = nothing
+        self.flat_keys = self.flat_values = nothing.flatten(2, 3)
 
     @staticmethod
     def bytes_per_block(layers: int, block_tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

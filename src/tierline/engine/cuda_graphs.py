@@ -84,6 +84,10 @@ class DecodeGraphs:
         self.off = False  # something went wrong: all steps are plain
         self.starts = 0  # steps that ran as a graph
 
+    def forget(self) -> None:
+        """What the graphs read has moved: they are recorded anew when they are needed."""
+        self._graphs.clear()
+
     def run(self, inputs: torch.Tensor, positions: torch.Tensor, layout: StepLayout) -> torch.Tensor | None:
         """Last hidden states [rows, hidden] of an iteration; None where it has to run plainly. They are good until the next
         call. `inputs` [1, rows, hidden]; `positions` [1, rows] or [axes, 1, rows]."""

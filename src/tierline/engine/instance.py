@@ -20,6 +20,7 @@ from tierline.core.instance_actions import (
     DropEmbeddings,
     DropSequence,
     EncodeImage,
+    FreeMemory,
     ImportRound,
     InstanceAction,
     OfferMove,
@@ -28,6 +29,7 @@ from tierline.core.instance_actions import (
     SendEmbeddings,
     SendEncodeFailure,
     SendRound,
+    TakeMemory,
     Tell,
     TellTimes,
     TellTokens,
@@ -47,6 +49,7 @@ from tierline.core.instance_events import (
     RoundArrived,
     RoundTaken,
     StepEnded,
+    WakeEnded,
 )
 from tierline.core.nouns import NS_PER_S
 from tierline.core.request import Picture, TokenLogprob
@@ -207,6 +210,10 @@ class Instance:
         if self._rates is not None and (factors := self._rates.news()):
             self._port.tell(TellTimes(factors), ())
 
+    def warm_up(self) -> None:
+        """Before it takes requests for the first time."""
+        self._runner.warm_up()
+
     def close(self) -> None:
         if self._pace is not None:
             self._pace.close()
@@ -242,6 +249,11 @@ class Instance:
             case ImportRound():
                 assert self._arriving is not None
                 self._arena.load(action.blocks, self._arriving)
+            case FreeMemory():
+                self._runner.free_memory()
+            case TakeMemory():
+                self._runner.take_memory()
+                self._handle(WakeEnded())
             case (
                 SendEmbeddings()
                 | SendEncodeFailure()

@@ -239,6 +239,7 @@ def main(settings: InstanceSettings, parent: int) -> int:
     wires = Wires(settings)
     try:
         built = build(settings, wires, wires.wake)
+        built.instance.warm_up()
     except TierlineError as error:
         print(error, file=sys.stderr)
         return 2

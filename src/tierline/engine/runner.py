@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import pad
 
 from tierline.core.instance_actions import Chunk, RunStep
-from tierline.core.request import Request, TokenLogprob
-from tierline.engine import attention
+from tierline.core.request import Request, Sampling, TokenLogprob
+from tierline.engine import attention, host_memory
 from tierline.engine.arena import KvArena
 from tierline.engine.attention import Decodes, PromptChunk, StepLayout
 from tierline.engine.cuda_graphs import DecodeGraphs
@@ -21,6 +21,7 @@ from tierline.engine.packing import pack, pack_head
 from tierline.engine.sampler import Row, draw
 from tierline.engine.tiled import TiledHead, can_tile
 
+WARM_UP, WARM_TOKENS = "", 8  # the request of a first batch, and its prompt
 ROWS = 16  # more rows are padded to a multiple of this, where few sizes are better
 
 
@@ -108,6 +109,32 @@ class ModelRunner:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             sequence.tokens = [*sequence.request.prompt, *made]
+
+    # --- memory
+
+    def free_memory(self) -> None:
+        """Give the arena up and move the weights to the host, where they are on a device of its own. No sequence is here."""
+        assert not self._sequences
+        if self._graphs is not None:
+            self._graphs.forget()
+        self._arena.free()
+        host_memory.leave(self._family.model, self._device)
+
+    def take_memory(self) -> None:
+        """Have both again, and run a first batch. Raises what PyTorch raises where there is no room any more."""
+        host_memory.come_back(self._family.model, self._device)
+        self._arena.restore()
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """A prompt and the token after it, of no request, in the first blocks of an empty arena: libraries set themselves up
+        in their first calls, and nobody shall wait for that."""
+        tokens = max(1, min(WARM_TOKENS, self._arena.block_tokens - 1))
+        self.add(Request(WARM_UP, (0,) * tokens, Sampling(2, temperature=0.0)))
+        for first, count, blocks in ((0, tokens, (0, 1)), (tokens, 1, ())):
+            chunk = Chunk(WARM_UP, first, count, blocks, fresh=not first, samples=True)
+            self.run(RunStep(0, (chunk,)))
+        self.drop(WARM_UP)
 
     @torch.inference_mode()
     def run(self, step: RunStep) -> list[Sampled]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 
 
 class EmbeddingPool:
@@ -16,6 +17,9 @@ class EmbeddingPool:
 
     def __contains__(self, content_hash: object) -> bool:
         return content_hash in self._size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._size)
 
     def __len__(self) -> int:
         return len(self._size)
@@ -39,6 +43,15 @@ class EmbeddingPool:
         self._uses[content_hash] -= 1
         assert self._uses[content_hash] >= 0, f"image {content_hash} was given back once too often"
         return self._shrink()
+
+    def forget_all(self) -> tuple[str, ...]:
+        """No image is in use, and none is kept; returns the hashes given up."""
+        assert not any(self._uses.values()), "an image is in use"
+        gone = tuple(self._size)
+        self._size.clear()
+        self._uses.clear()
+        self.used_bytes = 0
+        return gone
 
     def _shrink(self) -> tuple[str, ...]:
         gone: list[str] = []

@@ -47,11 +47,15 @@ from tierline.core.instance_events import (
     RolesSet,
     RoundArrived,
     RoundTaken,
+    SleepAsked,
     StepEnded,
+    WakeAsked,
+    WakeEnded,
 )
 from tierline.core.request import ALL_ROLES, FinishReason, Role
 from tierline.schedulers.instance_images import Encoder
 from tierline.schedulers.instance_moves import Moves
+from tierline.schedulers.instance_sleep import Sleep
 from tierline.schedulers.instance_state import InstanceLimits, InstanceState
 from tierline.schedulers.instance_view import batch_view
 from tierline.schedulers.kv_blocks import BlockKeys
@@ -98,6 +102,7 @@ class InstanceScheduler:
         self._state = InstanceState(limits, roles, simulated.block_keys if simulated else HASHED_KEYS)
         self._encoder = Encoder(self._state, name, self._image_lost)
         self._moves = Moves(self._state, self._settle, self._tell)
+        self._sleep = Sleep(self._state, self._encoder)
         self._lockstep = Lockstep(self._state, simulated.token) if simulated and simulated.lockstep else None
         self._tells_each = simulated is None
         self._step = 0
@@ -123,14 +128,15 @@ class InstanceScheduler:
     def status(self) -> TellStatus:
         """Counts for routing and people."""
         state = self._state
+        has_memory = self._sleep.has_memory
         held = len(state.sequences) - len(state.running) - len(state.queue) - self._moves.arriving
         return TellStatus(
             running=len(state.running),
             waiting=len(state.queue),
             held=held,
             encoding=self._encoder.waiting,
-            free_blocks=state.kv.free,
-            total_blocks=state.kv.total,
+            free_blocks=state.kv.free if has_memory else 0,
+            total_blocks=state.kv.total if has_memory else 0,
             prefix_queries=state.prefix_queries,
             prefix_hits=state.prefix_hits,
             encoded_images=self._encoder.encoded,
@@ -161,15 +167,21 @@ class InstanceScheduler:
             case RequestCancelled():
                 self._cancelled(event.request_id)
             case EncodeAsked():
-                self._encoder.ask(event)
+                self._sleep.encode_asked(event)
             case EncodeEnded():
                 self._encoder.ended(event)
             case EmbeddingsArrived():
-                self._encoder.arrived(event.content_hash, event.size_bytes)
+                self._sleep.embeddings_arrived(event)
             case EncodeFailed():
                 self._encoder.failed(event.content_hash, event.error)
             case RolesSet():
                 self._roles_set(event.roles)
+            case SleepAsked():
+                self._sleep.ask()
+            case WakeAsked():
+                self._sleep.wake(event.roles)
+            case WakeEnded():
+                self._sleep.ended()
             case MoveAsked():
                 self._alone(event.request_id)
                 self._moves.ask(event)
@@ -192,6 +204,8 @@ class InstanceScheduler:
                 self._encoder.forget_peer(event.peer)
         if not self._running:
             self._next_step()
+            if self._sleep.asked and not self._running:
+                self._sleep.fall()
         out, self._state.out = self._state.out, []
         if self._awaits_batch and Role.ENCODE in self._unconfirmed and any(isinstance(a, EncodeImage) for a in out):
             self._shown(Role.ENCODE)

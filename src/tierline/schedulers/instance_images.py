@@ -55,16 +55,16 @@ class Encoder:
             self._queue[event.content_hash] = [to]
             self._next()
 
+    def refuse(self, event: EncodeAsked) -> None:
+        """Nothing can be encoded here now, and the pool is empty."""
+        self._fail(event.content_hash, [event.to if event.to != self._name else ""], EVICTED)
+
     def ended(self, event: EncodeEnded) -> None:
         assert self._busy == event.content_hash
         self._busy = ""
         receivers = self._queue.pop(event.content_hash)
         if event.error:
-            for to in receivers:
-                if to:
-                    self._state.out.append(SendEncodeFailure(event.content_hash, to, event.error))
-                else:
-                    self.failed(event.content_hash, event.error)
+            self._fail(event.content_hash, receivers, event.error)
         else:
             self.encoded += 1
             self._deliver(event.content_hash, receivers)  # before a full pool gives it up
@@ -98,6 +98,13 @@ class Encoder:
 
     def _deliver(self, content_hash: str, receivers: list[str]) -> None:
         self._state.out += [SendEmbeddings(content_hash, to) for to in receivers if to]
+
+    def _fail(self, content_hash: str, receivers: list[str], error: str) -> None:
+        for to in receivers:
+            if to:
+                self._state.out.append(SendEncodeFailure(content_hash, to, error))
+            else:
+                self.failed(content_hash, error)
 
     def _next(self) -> None:
         if not self._busy and self._queue:

@@ -144,6 +144,12 @@ class InstanceState:
         self.kv.release(self.parked)
         self.parked = []
 
+    def forget_all(self) -> None:
+        """Nothing that was cached is there any more. No sequence is."""
+        assert not self.sequences and not self.parked
+        self.kv.forget_all()
+        self._given_up(self.pool.forget_all())
+
     def preempt(self, sequence: Sequence) -> None:
         """Take all blocks; the sequence waits and is computed again, output tokens included."""
         self.preemptions += 1

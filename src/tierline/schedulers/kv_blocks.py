@@ -132,6 +132,14 @@ class KvBlocks:
                 block_of[key] = block
         self.known += len(block_of) - before
 
+    def forget_all(self) -> None:
+        """Nobody holds a block, and no content can be found any more."""
+        assert self.free == self.total, "a block is held"
+        for block in self._idle:
+            self._forget(block)
+        self._free = list(range(self.total - 1, -1, -1))
+        self._idle.clear()
+
     def _forget(self, block: int) -> None:
         key = self._key_of[block]
         if key is not None:

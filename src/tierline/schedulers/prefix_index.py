@@ -33,6 +33,12 @@ class PrefixIndex:
         while len(holders) > self._blocks:
             holders.popitem(last=False)
 
+    def forget(self, instance: str) -> None:
+        """It has nothing any more. Costs a look at every block, so it is for what happens rarely."""
+        for key, known in self._holders.items():
+            if instance in known:
+                self._holders[key] = tuple(each for each in known if each != instance)
+
     def cached(self, keys: tuple[int, ...], alive: Container[str]) -> dict[str, int]:
         """By instance, how many tokens of the beginning it probably has."""
         found: dict[str, int] = {}

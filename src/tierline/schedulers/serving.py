@@ -17,6 +17,8 @@ from tierline.core.events import Event
 from tierline.core.fleet_view import MoveRequest
 from tierline.core.instance_actions import (
     Tell,
+    TellAsleep,
+    TellAwake,
     TellEmbeddings,
     TellImagesNeeded,
     TellMoved,
@@ -39,6 +41,7 @@ from tierline.core.serving_actions import (
     QueueAttempt,
     RecordServingRefusal,
     ServingAction,
+    SleepInstance,
     StopInstance,
 )
 from tierline.core.serving_events import (
@@ -55,7 +58,7 @@ from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
 from tierline.perf.fitted_rates import ToldRates
 from tierline.perf.serving_demand import StageRates, UsesRates
-from tierline.schedulers.serving_elastic import Decision, Elastic, Elasticity
+from tierline.schedulers.serving_elastic import NOT_AWAKE, Decision, Elastic, Elasticity
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
 from tierline.schedulers.serving_queue import WaitingLine
@@ -102,7 +105,9 @@ class ServingScheduler:
         self._fleet = Fleet(routing, self._out, self._rates, strict=self.elasticity.strict)
         self._images = ImageDispatch(self._fleet, self._live)
         self._line = WaitingLine(lambda view: routing.order(view, self._fleet.now_ns))
-        self._elastic = Elastic(self.elasticity, self._fleet, self._line, self._slo, self._out, self.counts)
+        self._elastic = Elastic(
+            self.elasticity, self._fleet, self._line, self._homeless, self._slo, self._out, self.counts
+        )
         self._groups = dict(groups or {})
         self._attempts = 0
 
@@ -238,7 +243,9 @@ class ServingScheduler:
         if changed:
             self._retry()
         for server in self._elastic.emptied():
-            self._out.append(StopInstance(server.name, server.reason))
+            self._images.forget(server)
+            tell = StopInstance if server.state == "ending" else SleepInstance
+            self._out.append(tell(server.name, server.reason))
 
     def _said(self, now_ns: int, server: Server, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
         match message:
@@ -270,6 +277,11 @@ class ServingScheduler:
                 if message.by_batch:
                     server.switches += 1
                     server.switch_ns = now_ns - server.asked_ns
+            case TellAsleep():
+                self._elastic.fell_asleep(server)
+            case TellAwake():
+                if self._elastic.awake(server, message.roles):
+                    self._ready(now_ns, stand_in=True)
             case TellStatus():
                 server.heard(message)
                 if message.free_blocks:
@@ -309,6 +321,7 @@ class ServingScheduler:
         if not able or (images and not self._fleet.able(Role.ENCODE)):
             self._homeless[live.request_id] = live
             self._line.remove(live)
+            self._elastic.pressed()
             return False
         server = self._fleet.pick(Role.PREFILL, live, [only] if only is not None else able)
         if server is None:
@@ -568,8 +581,12 @@ class ServingScheduler:
 
     def _joined(self, event: InstanceJoined, now_ns: int) -> None:
         self._elastic.joined(self._fleet.join(event.name, event.roles, self._group_of(event.name)))
+        self._ready(now_ns, stand_in=self.counts["instances_lost"] > 0)
+
+    def _ready(self, now_ns: int, *, stand_in: bool) -> None:
+        """An instance more does what it is configured to. At the start nobody need stand in for those to come."""
         self._fleet.give_back_stages(now_ns)
-        if self.counts["instances_lost"]:  # at the start nobody need stand in for those to come
+        if stand_in:
             self._fleet.take_over_stages(now_ns)
         self._retry()
 
@@ -600,6 +617,9 @@ class ServingScheduler:
         server = self._fleet.servers.get(event.name)
         if server is None:
             self._out.append(RecordServingRefusal(event.name, "there is no such instance"))
+            return
+        if server.state != "awake":
+            self._out.append(RecordServingRefusal(event.name, NOT_AWAKE[server.state]))
             return
         if missing := self._fleet.lacks_without(server, event.roles):
             self._out.append(RecordServingRefusal(event.name, f"nobody else may do {missing.letters}"))

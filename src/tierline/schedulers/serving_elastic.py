@@ -2,14 +2,16 @@
 
 The limits, held here alone: every stage is done by somebody, and where groups are strict every group keeps the stages that
 it needs; an instance that has changed rests for a cool-down, and one that would change back for twice as long; there are
-between `min_instances` and `max_instances`; whoever ends has nothing to do any more. A refusal is recorded once, until its
-reason changes.
+between `min_instances` and `max_instances`; whoever ends or sleeps has nothing to do any more; none is started while one
+sleeps. One that sleeps is no server and counts as none. A refusal is recorded once, until its reason changes.
+
+Over 400 lines, for the limits are to be found in one place.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -24,6 +26,7 @@ from tierline.core.fleet_view import (
     PromptView,
     Proposal,
     ScalePolicy,
+    SleeperView,
     StagePolicy,
 )
 from tierline.core.request import Role
@@ -33,26 +36,36 @@ from tierline.core.serving_actions import (
     ServingAction,
     SetGroup,
     SetRoles,
+    SleepInstance,
     StartInstance,
     StopInstance,
+    WakeInstance,
 )
 from tierline.core.slo import Slo
 from tierline.perf.serving_demand import DemandMeter, OutputHistory, decode_demand_s
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_queue import WaitingLine
-from tierline.schedulers.serving_state import Live, Server
+from tierline.schedulers.serving_state import Live, Server, ServerState
 
 SAMPLE = 16  # requests of an instance or a line that policies see one by one,
 SAMPLED = 192  # and of all instances together, though two of each at least
 TPOT_WEIGHT = 1 / 64  # of an answer that has ended, in the mean
 REMEMBERED = 64  # decisions, for people
+NOT_AWAKE: Mapping[ServerState, str] = {
+    "leaving": "it is to end",
+    "ending": "it is to end",
+    "drowsy": "it is to sleep",
+    "falling": "it is to sleep",
+    "asleep": "it sleeps",
+    "waking": "it is being woken",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Elasticity:
     """Who changes the fleet, and how fast it may change. `period_ns`: between ticks; `react_ns`: the least time between two
-    looks when requests begin to wait between ticks; `start_timeout_ns`: an instance asked for that has not joined by then is
-    no longer counted on. `max_instances` 0: none is started or stopped."""
+    looks when requests begin to wait between ticks; `start_timeout_ns`: an instance asked for that has not joined by then, or
+    one woken that is not awake, is no longer counted on. `max_instances` 0: none is started, stopped or put to sleep."""
 
     groups: GroupPolicy | None = None
     stages: StagePolicy | None = None
@@ -96,11 +109,12 @@ class Decision:
 
 @dataclass(slots=True)
 class Elastic:
-    """`out`: where actions are appended."""
+    """`out`: where actions are appended. `homeless`: requests whose next stage nobody may do."""
 
     options: Elasticity
     fleet: Fleet
     line: WaitingLine
+    homeless: Mapping[str, Live]
     slo: Slo
     out: list[ServingAction]
     counts: Counter[str]
@@ -111,7 +125,6 @@ class Elastic:
     decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     mean_tpot_s: float = 0.0
     _starting: deque[tuple[int, Group]] = field(default_factory=deque)  # asked for, and not joined: when, for whom
-    _stopped: set[str] = field(default_factory=set)
     _before: dict[tuple[str, type], Role | Group] = field(
         default_factory=dict
     )  # what an instance's last change has ended
@@ -153,7 +166,20 @@ class Elastic:
         self._refused.pop(name, None)
         for kind in (SetRoles, SetGroup):
             self._before.pop((name, kind), None)
-        self._stopped.discard(name)
+
+    def fell_asleep(self, server: Server) -> None:
+        """It says so. It may have been woken, or told to end, since it was told to."""
+        self.counts["instance_sleeps"] += 1
+        if server.state == "falling":
+            server.enter("asleep", self.fleet.now_ns)
+
+    def awake(self, server: Server, roles: Role) -> bool:
+        """It says so; whether that was asked for."""
+        if server.state != "waking":
+            return False
+        self.counts["instance_wakes"] += 1
+        self.fleet.awake(server, roles)
+        return True
 
     def pressed(self) -> None:
         """A request has begun to wait."""
@@ -164,7 +190,7 @@ class Elastic:
         return (
             self._pressed
             and bool(self.options.policies)
-            and bool(self.line)
+            and (bool(self.line) or bool(self.homeless))
             and now_ns - self._looked_ns >= self.options.react_ns
         )
 
@@ -199,17 +225,23 @@ class Elastic:
                 return self._set_group(server, proposal.group, proposal.reason)
             case StopInstance():
                 return self._stop(server, proposal.reason)
+            case SleepInstance():
+                return self._sleep(server, proposal.reason)
+            case WakeInstance():
+                return self._wake(server, proposal)
 
     def emptied(self) -> list[Server]:
-        """Instances that are to end and have nothing to do any more; each is told once."""
+        """Instances that are to end or to sleep and have nothing to do any more; from now on they are told to."""
         done = [
             server
             for server in self.fleet.servers.values()
-            if server.leaving
-            and not (server.prompts or server.decodes or server.encoding)
-            and server.name not in self._stopped
+            if server.state in ("leaving", "drowsy") and not (server.prompts or server.decodes or server.encoding)
         ]
-        self._stopped.update(server.name for server in done)
+        for server in done:
+            if server.state == "leaving":
+                server.enter("ending", self.fleet.now_ns)
+            else:
+                self.fleet.fall_asleep(server)
         return done
 
     def cooling(self, server: Server, kind: type = SetRoles) -> bool:
@@ -246,8 +278,8 @@ class Elastic:
 
     def _why_not(self, server: Server, kind: type, roles: Role, group: Group) -> str:
         """Which limit bars a change of an instance; "" if none does."""
-        if server.leaving:
-            return "it is to end"
+        if server.state != "awake":
+            return NOT_AWAKE[server.state]
         if (server.name, kind) in self._touched:
             return "it was changed at this moment"
         if not any(name == server.name for name, _ in self._touched) or not self.fleet.strict:
@@ -266,34 +298,83 @@ class Elastic:
         self._touched.add((server.name, kind))
 
     def _start(self, proposal: StartInstance) -> bool:
-        count = len(self.fleet.servers) + len(self._starting)
-        if count >= self.options.max_instances:
-            return self._refuse("fleet", "start", f"{count} instances are there, {self.options.max_instances} allowed")
+        if full := self._full():
+            return self._refuse("fleet", "start", full)
+        if sleeper := next((each for each in self.fleet.servers.values() if each.sleeps), None):
+            return self._refuse("fleet", "start", f"{sleeper.name} sleeps and is to be woken first")
         self._starting.append((self.fleet.now_ns, proposal.group))
         self.out.append(proposal)
         return self._done("fleet", "instances_started", "start", proposal.reason)
 
+    def _full(self) -> str:
+        """Why there may be no more instances; "" where there may be."""
+        count = sum(not each.sleeps for each in self.fleet.servers.values()) + len(self._starting)
+        most = self.options.max_instances
+        return f"{count} instances are there, {most} allowed" if count >= most else ""
+
     def _stop(self, server: Server, reason: str) -> bool:
-        if server.leaving:
+        """One that sleeps already is told at once."""
+        if server.state in ("leaving", "ending"):
             return False
-        if self.cooling(server):
-            return self._refuse(server.name, "stop", "it was changed a moment ago")
-        staying = sum(not each.leaving for each in self.fleet.servers.values())
-        if not self.options.max_instances or staying <= self.options.min_instances:
-            return self._refuse(server.name, "stop", f"{staying} instances are there, and that many are needed")
-        alone = staying == 1
-        if not alone and (missing := self.fleet.lacks_without(server, Role(0))):
-            return self._refuse(server.name, "stop", f"nobody else may do {missing.letters}")
-        if not alone and (why_not := self.fleet.group_lacks(server, Role(0), server.group)):
+        if server.state == "drowsy":
+            server.enter("leaving", self.fleet.now_ns)
+        elif server.sleeps:
+            server.enter("ending", self.fleet.now_ns)
+            server.reason = reason
+            self.out.append(StopInstance(server.name, reason))
+        elif why_not := self._why_needed(server):
             return self._refuse(server.name, "stop", why_not)
-        if alone and (server.prompts or server.decodes or server.encoding):
-            return self._refuse(server.name, "stop", "it is the last one and has work")
-        server.leaving, server.configured = True, Role(0)
-        self.fleet.set_roles(server, Role(0), reason, self.fleet.now_ns)
+        else:
+            self.fleet.send_away(server, "leaving", reason, self.fleet.now_ns)
         return self._done(server.name, "instances_stopped", "stop", reason)
 
+    def _sleep(self, server: Server, reason: str) -> bool:
+        if server.sleeps:
+            return False
+        if why_not := self._why_needed(server):
+            return self._refuse(server.name, "sleep", why_not)
+        self.fleet.send_away(server, "drowsy", reason, self.fleet.now_ns)
+        return self._done(server.name, "", "sleep", reason)
+
+    def _wake(self, server: Server, proposal: WakeInstance) -> bool:
+        """One that has not been told to sleep yet just goes on."""
+        if server.state in ("awake", "waking"):
+            return False
+        if not server.sleeps:
+            return self._refuse(server.name, "wake", NOT_AWAKE[server.state])
+        if full := self._full():
+            return self._refuse(server.name, "wake", full)
+        if server.state == "drowsy":
+            self.fleet.call_back(server, Role(0), f"called back: {proposal.reason}", self.fleet.now_ns)
+        else:
+            server.enter("waking", self.fleet.now_ns)
+            server.reason = proposal.reason
+            if proposal.group != "shared":
+                server.set_group(proposal.group)
+            self.out.append(WakeInstance(server.name, server.group, proposal.reason, server.resume))
+        return self._done(server.name, "", "wake", proposal.reason)
+
+    def _why_needed(self, server: Server) -> str:
+        """Which limit bars that an instance does nothing any more; "" if none does."""
+        if server.state != "awake":
+            return NOT_AWAKE[server.state]
+        if self.cooling(server):
+            return "it was changed a moment ago"
+        staying = sum(each.state == "awake" for each in self.fleet.servers.values())
+        if not self.options.max_instances or staying <= self.options.min_instances:
+            return f"{staying} instances are there, and that many are needed"
+        if staying == 1:
+            # Others may be on their way with work that they will have to hand over.
+            busy = any(each.prompts or each.decodes or each.encoding for each in self.fleet.servers.values())
+            return "it is the last one and there is work" if busy or self.line or self.homeless else ""
+        if missing := self.fleet.lacks_without(server, Role(0)):
+            return f"nobody else may do {missing.letters}"
+        return self.fleet.group_lacks(server, Role(0), server.group)
+
     def _done(self, subject: str, key: str, what: str, reason: str) -> bool:
-        self.counts[key] += 1
+        """`key`: what is counted ("" = it is when the instance tells that it is done)."""
+        if key:
+            self.counts[key] += 1
         self._refused.pop(subject, None)
         self.decisions.append(Decision(self.fleet.now_ns, subject, what, reason))
         return True
@@ -311,7 +392,10 @@ class Elastic:
 
     def view(self, now_ns: int) -> FleetView:
         """O(instances): of requests a sample."""
-        servers = [each for each in self.fleet.servers.values() if not each.leaving]
+        everybody = self.fleet.servers.values()
+        servers = [each for each in everybody if each.state == "awake"]
+        since_ns = now_ns - self.options.start_timeout_ns
+        waking = sum(each.state == "waking" and each.since_ns > since_ns for each in everybody)
         sample = max(2, min(SAMPLE, SAMPLED // max(1, len(servers))))
         return FleetView(
             now_ns=now_ns,
@@ -319,7 +403,8 @@ class Elastic:
             text=self._demand(now_ns, "text"),
             multimodal=self._demand(now_ns, "multimodal"),
             slo=self.slo,
-            starting=len(self._starting),
+            starting=len(self._starting) + waking,
+            sleeping=tuple(SleeperView(each.name, each.group, each.since_ns) for each in everybody if each.sleeps),
             min_instances=self.options.min_instances,
             max_instances=self.options.max_instances,
             mean_tpot_s=self.mean_tpot_s,
@@ -327,14 +412,15 @@ class Elastic:
 
     def _demand(self, now_ns: int, modality: Modality) -> Demand:
         rate, encode, prefill, decode = self.meters[modality].demand(now_ns)
+        homeless = [live for live in self.homeless.values() if live.modality == modality]
         return Demand(
             modality=modality,
             rate=rate,
             encode=encode,
             prefill=prefill,
             decode=decode,
-            waiting=self.line.count(modality),
-            waiting_s=self.line.prefill_s[modality],
+            waiting=self.line.count(modality) + len(homeless),
+            waiting_s=self.line.prefill_s[modality] + sum(live.prefill_s + live.encode_s for live in homeless),
             queue=tuple(_prompt(live, now_ns) for live in islice(self.line.waiting(modality), SAMPLE)),
         )
 

@@ -10,7 +10,7 @@ from tierline.core.routing_view import MODALITIES, WAIT, Group, Modality, Routin
 from tierline.core.serving_actions import ServingAction, SetGroup, SetRoles
 from tierline.perf.serving_demand import StageRates
 from tierline.schedulers.prefix_index import PrefixIndex, keys_of
-from tierline.schedulers.serving_state import NOTHING, Live, Server
+from tierline.schedulers.serving_state import NOTHING, Live, Server, ServerState
 
 
 class Fleet:
@@ -97,8 +97,12 @@ class Fleet:
         return ALL_ROLES & ~roles
 
     def serving(self, modality: Modality, apart_from: Server | None = None) -> list[Server]:
-        """A modality's group and the shared instances."""
-        return [each for each in self.servers.values() if each.group in (modality, "shared") and each is not apart_from]
+        """A modality's group and the shared instances, of those that may do something."""
+        return [
+            each
+            for each in self.servers.values()
+            if each.is_up and each.group in (modality, "shared") and each is not apart_from
+        ]
 
     def group_lacks(self, server: Server, roles: Role, group: Group) -> str:
         """What a modality's group would lack if `server` had these roles in this group; "" if nothing that it has now."""
@@ -121,6 +125,34 @@ class Fleet:
             self._out.append(SetRoles(server.name, roles, reason))
             self._index()
 
+    # --- who comes and goes
+
+    def send_away(self, server: Server, state: ServerState, reason: str, now_ns: int) -> None:
+        """It takes nothing new, until it has nothing to do any more."""
+        server.enter(state, now_ns)
+        server.resume, server.configured = server.configured, Role(0)
+        self.set_roles(server, Role(0), reason, now_ns)
+
+    def call_back(self, server: Server, more: Role, reason: str, now_ns: int) -> None:
+        """One that was sent away, and not told to end or to sleep yet, goes on. `more`: roles beside its own."""
+        server.enter("awake", now_ns)
+        server.configured = server.resume
+        self.set_roles(server, server.resume | more, reason, now_ns)
+
+    def fall_asleep(self, server: Server) -> None:
+        """It has nothing to do any more: all that is kept there will be gone."""
+        server.enter("falling", self.now_ns)
+        server.status = None
+        self._prefixes.forget(server.name)
+
+    def awake(self, server: Server, roles: Role) -> None:
+        """Its first batch has run."""
+        server.wake_ns = self.now_ns - server.since_ns
+        server.enter("awake", self.now_ns)
+        server.configured, server.changed_ns = roles, self.now_ns
+        server.set_roles(roles, self.now_ns)
+        self._index()
+
     def set_group(self, server: Server, group: Group, reason: str, now_ns: int) -> None:
         if server.group != group:
             server.set_group(group)
@@ -132,8 +164,8 @@ class Fleet:
     def take_over_stages(self, now_ns: int) -> None:
         """An instance is lost: every stage is still done by somebody, of every group where these are kept apart."""
         for role in Role:
-            if self.servers and not self._able[role]:
-                self._take_over(list(self.servers.values()), role, "no other instance", now_ns)
+            if not self._able[role] and (up := [each for each in self.servers.values() if each.is_up]):
+                self._take_over(up, role, "no other instance", now_ns)
         for modality in MODALITIES if self.strict else ():
             group = self.serving(modality)
             for role in Role:
@@ -141,8 +173,12 @@ class Fleet:
                     self._take_over(group, role, f"no other instance of the {modality} group", now_ns)
 
     def _take_over(self, group: Sequence[Server], role: Role, nobody: str, now_ns: int) -> None:
-        server = min(group, key=lambda each: (each.leaving, each.prefill_tokens, each.decoding))
-        self.set_roles(server, server.roles | role, f"{nobody} may do {role.letters}", now_ns)
+        server = min(group, key=lambda each: (each.state != "awake", each.prefill_tokens, each.decoding))
+        reason = f"{nobody} may do {role.letters}"
+        if server.state == "awake":
+            self.set_roles(server, server.roles | role, reason, now_ns)
+        else:
+            self.call_back(server, role, reason, now_ns)
 
     def give_back_stages(self, now_ns: int) -> None:
         """What some took over, and an instance is configured to do now, is that one's own again."""

@@ -77,8 +77,14 @@ class ImageDispatch:
                 self._land(content_hash, to)
         return self.dispatch(live, to, hashes)
 
+    def forget(self, server: Server) -> None:
+        """It gives all up, and is asked for none of its images from now on."""
+        for content_hash in sorted(server.images):
+            self._gone(server, content_hash)
+
     def stored(self, server: Server, message: TellEmbeddings) -> None:
-        for content_hash in message.stored:
+        """What one stores that falls asleep is not counted on."""
+        for content_hash in message.stored if server.is_up else ():
             server.images.add(content_hash)
             self._holders.setdefault(content_hash, {})[server.name] = server
             self._land(content_hash, server.name)

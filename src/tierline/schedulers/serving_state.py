@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from tierline.core.instance_actions import TellStatus, TellTokens
-from tierline.core.request import Request, Role, TokenLogprob, TokensMade
+from tierline.core.request import ALL_ROLES, Request, Role, TokenLogprob, TokensMade
 from tierline.core.routing_view import Group, InstanceView, Modality, RequestView
 from tierline.perf.serving_demand import StageRates
 
 NOTHING: Mapping[str, int] = {}
+
+ServerState = Literal["awake", "leaving", "ending", "drowsy", "falling", "asleep", "waking"]
+"""`leaving` and `drowsy`: it ends, or sleeps, when it has nothing to do any more; `ending` and `falling`: it was told to;
+`asleep`: it has said that it does; `waking`: it was told to, and no batch of it has run."""
 
 
 @dataclass(slots=True)
@@ -134,13 +139,29 @@ class Server:
     switch_ns: int = 0  # how long the last change took until its first batch
     changed_ns: int | None = None  # when its roles, or a group that binds it, were last changed
     regrouped_ns: int | None = None  # when its group was last changed
-    leaving: bool = False  # it is to end when it has nothing to do any more
+    state: ServerState = "awake"
+    since_ns: int = 0  # when that began
+    resume: Role = ALL_ROLES  # while it is not awake: what it was configured to do
+    wake_ns: int = 0  # how long the last waking took until its first batch
     reason: str = ""  # of its last change
     _view: InstanceView | None = None
 
     @property
     def decoding(self) -> int:
         return len(self.decodes)
+
+    @property
+    def is_up(self) -> bool:
+        """It may do what its roles say."""
+        return self.state in ("awake", "leaving", "drowsy")
+
+    @property
+    def sleeps(self) -> bool:
+        """Or will when it has nothing to do any more."""
+        return self.state in ("drowsy", "falling", "asleep")
+
+    def enter(self, state: ServerState, now_ns: int) -> None:
+        self.state, self.since_ns = state, now_ns
 
     def take_prompt(self, live: Live) -> None:
         self.prompts[live.request_id] = live

@@ -100,6 +100,8 @@ class FakeEngine:
         self.limits = limits
         self.chunked = chunked
         self.arena: list[list[int | None]] = [[None] * limits.block_tokens for _ in range(limits.blocks)]
+        self.has_memory = True
+        self.waking = False  # its memory is asked for, and not there yet
         self.sequences: dict[str, Known] = {}
         self.embeddings: dict[str, int] = {}
         self.pictures: set[str] = set()  # images to be encoded whose pixels are here
@@ -131,6 +133,17 @@ class FakeEngine:
             assert not needed or image.content_hash in self.embeddings, "a position was computed before its image"
         frozen = Known(known.request, list(known.tokens), list(known.table))
         self._at_start[chunk.request_id] = (frozen, dict(self.embeddings))
+
+    def free_memory(self) -> None:
+        """Whoever reads here after a sleep is found out."""
+        assert self.has_memory and not self.sequences and not self.embeddings and not self.step and not self.encoding
+        self.has_memory = False
+        self.arena = []
+
+    def take_memory(self) -> None:
+        assert not self.has_memory
+        self.has_memory = True
+        self.arena = [[None] * self.limits.block_tokens for _ in range(self.limits.blocks)]
 
     def writes(self) -> list[tuple[str, int]]:
         """Blocks that the step under way writes, and for whom."""

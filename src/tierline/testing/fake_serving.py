@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tierline.core.instance_actions import (
     Tell,
+    TellAwake,
     TellEmbeddings,
     TellImagesNeeded,
     TellMoved,
@@ -23,6 +24,8 @@ from tierline.core.instance_events import (
     RequestCancelled,
     RequestQueued,
     RolesSet,
+    SleepAsked,
+    WakeAsked,
 )
 from tierline.core.request import ALL_ROLES, FinishReason, Request, Role
 from tierline.testing.fake_engine import Model, Payload
@@ -73,6 +76,7 @@ class FakeServing:
         self.answers: dict[str, Answer] = {}
         self.roles: dict[str, Role] = {}
         self.asked: dict[tuple[str, str], str] = {}  # (image, for whom) -> who encodes it
+        self.resting: dict[str, bool] = {}  # instances that were put to sleep -> whether they were woken since
         self.broken: set[str] = set()  # images that an encoder could not encode
 
     def joined(self, name: str, roles: Role) -> None:
@@ -115,12 +119,26 @@ class FakeServing:
         self.roles[name] = roles
         self._send(name, RolesSet(roles))
 
+    @property
+    def awake(self) -> list[str]:
+        return sorted(set(self.roles) - set(self.resting))
+
+    def sleep(self, name: str) -> None:
+        self.set_roles(name, Role(0))
+        self.resting[name] = False
+        self._send(name, SleepAsked())
+
+    def wake(self, name: str, roles: Role) -> None:
+        self.resting[name] = True
+        self._send(name, WakeAsked(roles))
+
     def lost(self, name: str) -> None:
         """An instance is gone: what it had is sent to others, roles that only it had are given to somebody."""
         del self.roles[name]
+        self.resting.pop(name, None)
         for role in Role:
             if not self.pick(role):
-                other = self.cluster.random.choice(sorted(self.roles))
+                other = self.cluster.random.choice(self.awake)
                 self.set_roles(other, self.roles[other] | role)
         for other in self.roles:
             self._send(other, PeerLost(name))
@@ -138,6 +156,9 @@ class FakeServing:
         if isinstance(tell, TellEmbeddings):
             for content_hash in tell.stored:
                 self.asked.pop((content_hash, name), None)
+        if isinstance(tell, TellAwake):
+            del self.resting[name]
+            self.roles[name] = tell.roles
         if not isinstance(
             tell, TellTokens | TellPrefilled | TellImagesNeeded | TellReturned | TellMoved | TellMoveFailed
         ):

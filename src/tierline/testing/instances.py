@@ -21,6 +21,7 @@ from tierline.core.instance_actions import (
     DropEmbeddings,
     DropSequence,
     EncodeImage,
+    FreeMemory,
     ImportRound,
     InstanceAction,
     OfferMove,
@@ -29,6 +30,7 @@ from tierline.core.instance_actions import (
     SendEmbeddings,
     SendEncodeFailure,
     SendRound,
+    TakeMemory,
     Tell,
     TellStatus,
 )
@@ -42,9 +44,12 @@ from tierline.core.instance_events import (
     MoveOffered,
     MoveRefused,
     MoveTaken,
+    RequestQueued,
     RolesSet,
     RoundArrived,
     RoundTaken,
+    WakeAsked,
+    WakeEnded,
 )
 from tierline.core.request import FinishReason, Request, Role
 from tierline.policies.batching import make_batching
@@ -148,6 +153,7 @@ class FakeCluster:
         found = [("message", to, source) for (source, to), queue in self.channels.items() if queue]
         found += [("step", name, "") for name, engine in self.engines.items() if engine.step]
         found += [("encode", name, "") for name, engine in self.engines.items() if engine.encoding]
+        found += [("wake", name, "") for name, engine in self.engines.items() if engine.waking]
         found += [("lost", name, "") for name in self.dying]
         found += [("client", request_id, "") for request_id in self.serving.waiting()]
         return found + [("status", name, "") for name, each in self.schedulers.items() if self._news(name, each)]
@@ -173,6 +179,10 @@ class FakeCluster:
                     engine.embeddings[content_hash] = embedding(content_hash)
                 self._event(name, Payload(EncodeEnded(content_hash, 0 if error else IMAGE_BYTES, error)))
 
+            case "wake":
+                self.engines[name].waking = False
+                self.engines[name].take_memory()
+                self._event(name, Payload(WakeEnded()))
             case "status":
                 self.statuses[name] = self.schedulers[name].status()
                 self.post(name, SERVING, self.statuses[name])
@@ -243,9 +253,11 @@ class FakeCluster:
 
     def _event(self, name: str, message: Payload) -> None:
         self.now_ns += 1
+        if isinstance(message.event, RequestQueued):
+            assert self.engines[name].has_memory, "a request is sent to one that sleeps"
         if isinstance(message.event, EncodeAsked) and message.pixels:
             self.engines[name].pictures.add(message.event.content_hash)
-        if isinstance(message.event, RolesSet):
+        if isinstance(message.event, RolesSet | WakeAsked):
             self.delivered[name] = message.event.roles
         for action in self.schedulers[name].handle(self.now_ns, message.event):
             self.seen[type(action).__name__] += 1
@@ -275,6 +287,10 @@ class FakeCluster:
                     del engine.embeddings[content_hash]
             case ImportRound():
                 engine.put(action, message)
+            case FreeMemory():
+                engine.free_memory()
+            case TakeMemory():
+                engine.waking = True
             case _:
                 self._tell(name, action)
 
@@ -301,7 +317,16 @@ class FakeCluster:
                 self.post(name, to, Payload(RoundTaken(request_id, name, until)))
             case ConfirmMove(request_id, to):
                 self.post(name, to, Payload(MoveTaken(request_id, name)))
-            case RunStep() | AddSequence() | DropSequence() | EncodeImage() | DropEmbeddings() | ImportRound():
+            case (
+                RunStep()
+                | AddSequence()
+                | DropSequence()
+                | EncodeImage()
+                | DropEmbeddings()
+                | ImportRound()
+                | FreeMemory()
+                | TakeMemory()
+            ):
                 raise AssertionError("for the engine")
             case _:
                 self.post(name, SERVING, action)
@@ -325,6 +350,8 @@ class FakeCluster:
         state = scheduler._state
         kv, block = state.kv, self.limits.block_tokens
         assert set(engine.sequences) == set(state.sequences), "the engine knows other sequences"
+        assert engine.has_memory is scheduler._sleep.has_memory
+        assert engine.has_memory or not (state.roles or kv._block_of), "asleep and ready for something"
         assert set(engine.embeddings) == set(state.pool._size), "the engine has other embeddings"
         holders: Counter[int] = Counter(state.parked)
         uses: Counter[str] = Counter()

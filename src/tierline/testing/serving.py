@@ -21,6 +21,8 @@ from tierline.core.instance_events import (
     RequestCancelled,
     RequestQueued,
     RolesSet,
+    SleepAsked,
+    WakeAsked,
 )
 from tierline.core.request import ALL_ROLES, FinishReason, Request, Role, TokensMade
 from tierline.core.routing_view import MODALITIES, InstanceView, Modality, RequestView
@@ -35,8 +37,10 @@ from tierline.core.serving_actions import (
     ServingAction,
     SetGroup,
     SetRoles,
+    SleepInstance,
     StartInstance,
     StopInstance,
+    WakeInstance,
 )
 from tierline.core.serving_events import (
     InstanceJoined,
@@ -170,10 +174,10 @@ class RealServing:
 
     def lost(self, name: str) -> None:
         self.handle(InstanceLost(name, "killed"))
-        together = Role(0)
-        for roles in self.roles.values():
-            together |= roles
-        assert not self.roles or together == ALL_ROLES, f"after a loss nobody does {(ALL_ROLES & ~together).letters}"
+        together, up = Role(0), [server for server in self.scheduler.servers.values() if server.is_up]
+        for server in up:
+            together |= server.roles
+        assert not up or together == ALL_ROLES, f"after a loss nobody does {(ALL_ROLES & ~together).letters}"
 
     def told(self, name: str, tell: Tell) -> None:
         self.handle(InstanceSaid(name, tell))
@@ -210,24 +214,47 @@ class RealServing:
             case SetRoles(instance, roles, reason):
                 self._changed(instance, reason)
                 self._send(instance, RolesSet(roles))
+                if not roles:
+                    awake = sum(each.state == "awake" for each in self.scheduler.servers.values())
+                    assert awake >= self.scheduler.elasticity.min_instances, "too few instances"
             case SetGroup(instance, _, reason):
                 self._changed(instance, reason, "roles" if self.scheduler.elasticity.strict else "group")
             case StartInstance():
+                assert not any(each.sleeps for each in self.scheduler.servers.values()), (
+                    "one sleeps and another is started"
+                )
                 self.cluster.starting += 1
+                self._not_too_many(1)
             case StopInstance(instance):
-                server = self.scheduler.servers[instance]
-                assert not (server.prompts or server.decodes or server.encoding), "an instance with work is ended"
+                self._without_work(instance)
                 self.cluster.stopping.append(instance)
+            case SleepInstance(instance):
+                self._without_work(instance)
+                self._send(instance, SleepAsked())
+            case WakeInstance(instance, _, _, roles):
+                self._not_too_many(0)
+                self._send(instance, WakeAsked(roles))
             case NotifyLost(instance, lost):
                 self._send(instance, PeerLost(lost))
             case _:
                 pass
 
+    def _without_work(self, name: str) -> None:
+        server = self.scheduler.servers[name]
+        assert not (server.prompts or server.decodes or server.encoding), (
+            "an instance with work is ended or put to sleep"
+        )
+
+    def _not_too_many(self, more: int) -> None:
+        """With `more` that are not there yet."""
+        there = sum(not each.sleeps for each in self.scheduler.servers.values())
+        assert there + more <= self.scheduler.elasticity.max_instances, "too many instances"
+
     def _changed(self, name: str, reason: str, what: str = "roles") -> None:
         """A policy's change comes no sooner than a cool-down after any other; people and losses need not wait."""
         now_ns, cool_down_ns = self.cluster.now_ns, self.scheduler.elasticity.cool_down_ns
         last_ns = self.changed.get((name, what))
-        at_once = any(word in reason for word in ("asked for", "may do", "its own instance again"))
+        at_once = any(word in reason for word in ("asked for", "may do", "its own instance again", "called back"))
         assert at_once or last_ns in (None, now_ns) or now_ns - last_ns >= cool_down_ns, f"{name} changes to and fro"
         self.changed[name, what] = now_ns
 
@@ -265,6 +292,9 @@ class RealServing:
             assert (server.prefill_tokens, server.decoding, server.encoding) == (
                 prompts[name], decoding[name], encoding[name],
             ), f"counters of {name}"  # fmt: skip
+            assert server.is_up or not (server.roles or server.prompts or server.decodes or server.images), (
+                f"{name} is {server.state} and counted on"
+            )
             barred = [live for live in server.prompts.values() if live.flights]
             expected = len(barred), sum(each.charged_tokens for each in barred)
             assert (server.barred, server.barred_tokens) == expected, f"barred at {name}"
@@ -297,7 +327,7 @@ class ServedCluster(FakeCluster):
     def pending(self) -> list[tuple[str, str, str]]:
         found = super().pending()
         found = [each for each in found if each[1:] != (SERVING, self.slow)] or found
-        if self.serving.scheduler.tick_ns and found:
+        if self.serving.scheduler.tick_ns and (found or self.serving.scheduler.live):
             found.append(("tick", "", ""))
         found += [("stop", name, "") for name in self.stopping]
         return found + [("start", "", "")] * bool(self.starting)

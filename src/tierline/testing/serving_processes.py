@@ -88,11 +88,12 @@ class Deployment:
         slo: str = "",
         limits: tuple[int, int] = (1, 0),
         record: Path | None = None,
+        kv_bytes: int = 6_000_000,
     ) -> None:
         self.failures: list[str] = []
         options = DeploymentOptions(
             model=folder, roles=roles, dtype="fp32", device="cpu", threads=1, pack=False, transfer=transfer,
-            kv_bytes=6_000_000, pool_bytes=60_000, token_budget=64, pace=pace, pace_positions=pace_positions,
+            kv_bytes=kv_bytes, pool_bytes=60_000, token_budget=64, pace=pace, pace_positions=pace_positions,
             policy=policy, instances=instances, slo=slo, min_instances=limits[0], max_instances=limits[1],
             record=str(record) if record else "",
         )  # fmt: skip

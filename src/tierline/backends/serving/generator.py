@@ -236,7 +236,7 @@ class EngineGenerator:
                     "pid": pids.get(name),
                     "roles": server.roles.letters,
                     "group": server.group,
-                    "leaving": server.leaving,
+                    "state": server.state,
                     "reason": server.reason,
                     "prefill_tokens": server.prefill_tokens,
                     "decoding": server.decoding,
@@ -244,6 +244,7 @@ class EngineGenerator:
                     "images": len(server.images),
                     "role_switches": server.switches,
                     "switch_seconds": server.switch_ns / 1e9,
+                    "wake_seconds": server.wake_ns / 1e9,
                     "weights_bytes": hello.weights_bytes if hello else 0,
                     "start_seconds": hello.start_ns / 1e9 if hello else 0.0,
                     **({key: getattr(status, key) for key in status.__slots__} if status else {}),
@@ -328,6 +329,8 @@ class EngineGenerator:
             ("group_changes", "Groups set by the policy."),
             ("instances_started", "Instances asked for by the policy."),
             ("instances_stopped", "Instances ended by the policy."),
+            ("instance_sleeps", "Sleeps: memory given up, weights kept on the host."),
+            ("instance_wakes", "Sleeps that ended with a first batch."),
             ("refusals", "Changes that a limit barred."),
         ):
             series(f"tierline:{key}_total", "counter", text, [("", status["counts"].get(key, 0))])
@@ -335,6 +338,9 @@ class EngineGenerator:
         series("tierline:instance_roles", "gauge", "Roles of each instance.", roles)
         groups = [(f'{{instance="{one["name"]}",group="{one["group"]}"}}', 1.0) for one in status["instances"]]
         series("tierline:instance_group", "gauge", "Whom each instance serves.", groups)
+        states = [(f'{{instance="{one["name"]}",state="{one["state"]}"}}', 1.0) for one in status["instances"]]
+        series("tierline:instance_state", "gauge", "Awake, asleep or on the way to either, or to its end.", states)
+        series("tierline:wake_seconds", "gauge", "Last waking until its first batch.", each("wake_seconds"))
         series("tierline:switch_seconds", "gauge", "Last role change until its first batch.", each("switch_seconds"))
         series("tierline:requests_unplaced", "gauge", "Requests without an instance.", [("", status["waiting"])])
         return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ where it only decodes, many iterations are one event (`schedulers/lockstep.py`).
 - preparation of images by `cpu_workers` workers of the host, first come, first served, before the encoder is asked;
 - words and messages, each `latency_ns` under way, in order between two parties; embeddings and KV rounds go over the link
   of the instance that sends them, one after the other (`StageTimes.transfer_s` each), and nothing limits the receiver;
-- start-up of instances, and deaths: what a dead one had said arrives, what was said to it is lost.
+- start-up, sleep and waking of instances, and deaths: what a dead one had said arrives, what was said to it is lost.
 
 The true length of an answer is known to the engine alone: it draws the end token there. Among events of the same nanosecond
 devices come first, then messages, deaths and what the scheduler hears, each by instance and then by when it was caused.
@@ -36,6 +36,8 @@ from tierline.core.instance_events import (
     RequestCancelled,
     RequestQueued,
     RolesSet,
+    SleepAsked,
+    WakeAsked,
 )
 from tierline.core.nouns import NS_PER_S
 from tierline.core.request import Request, Role
@@ -50,8 +52,10 @@ from tierline.core.serving_actions import (
     NotifyLost,
     QueueAttempt,
     SetRoles,
+    SleepInstance,
     StartInstance,
     StopInstance,
+    WakeInstance,
 )
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid, RequestSubmitted, Tick
 from tierline.core.stage_times import StageTimes
@@ -63,7 +67,8 @@ MILLISECOND_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Instance `name` dies at that time. Another takes its place after `SimOptions.start_ns`, unless not `replaced`."""
+    """Instance `name` dies at that time. Another takes its place after `SimOptions.start_ns`, unless it slept or is not to be
+    `replaced`."""
 
     at_ns: int
     name: str
@@ -73,7 +78,8 @@ class Kill:
 @dataclass(frozen=True, slots=True)
 class SimOptions:
     """`roles`: of each instance at the start; they are named i0, i1, … `max_tokens`: what every client asks for at most.
-    `start_ns`: from the decision to start an instance until it joins. `lockstep` False goes through every iteration of every
+    `start_ns`: from the decision to start an instance until it joins; `wake_ns`: from that to wake one until its weights are
+    on the device, its arena is there and a first batch has run. `lockstep` False goes through every iteration of every
     sequence, with the same results."""
 
     roles: tuple[Role, ...]
@@ -83,6 +89,7 @@ class SimOptions:
     cpu_workers: int = 16
     latency_ns: int = MILLISECOND_NS // 5
     start_ns: int = 10 * NS_PER_S
+    wake_ns: int = 2 * NS_PER_S
     kills: tuple[Kill, ...] = ()
     max_tokens: int = 32768
     lockstep: bool = True
@@ -90,10 +97,10 @@ class SimOptions:
     def __post_init__(self) -> None:
         if not self.roles:
             raise InvalidInput("A simulated deployment needs one instance at least.")
-        if self.cpu_workers < 1 or self.latency_ns < 0 or self.start_ns < 0 or self.max_tokens < 1:
+        if self.cpu_workers < 1 or self.max_tokens < 1 or min(self.latency_ns, self.start_ns, self.wake_ns) < 0:
             raise InvalidInput(
                 f"cpu_workers {self.cpu_workers} and max_tokens {self.max_tokens} must be at least 1, "
-                f"latency_ns {self.latency_ns} and start_ns {self.start_ns} at least 0."
+                f"latency_ns {self.latency_ns}, start_ns {self.start_ns} and wake_ns {self.wake_ns} at least 0."
             )
 
 
@@ -145,6 +152,7 @@ class SimServing:
         self._courses: list[_Course] = [_Course() for _ in trace.requests]
         self._open = len(trace.requests)
         self._instances: dict[str, SimInstance] = {}
+        self._held: dict[str, int] = {}  # instances with memory on their device -> since when
         self._joined = 0
         self._slots = 0
         self._generation: Counter[str] = Counter()
@@ -197,7 +205,7 @@ class SimServing:
             return self._arrived(what)
         if order == JOIN:
             name, roles = what
-            return self._join(name, roles)
+            return self._join(now_ns, name, roles)
         if order == DEATH:
             self._die(now_ns, what)
             return None
@@ -233,17 +241,19 @@ class SimServing:
         self._generation[slot] += 1
         self._push(at_ns, JOIN, 0, (f"{slot}~{generation}" if generation else slot, roles), None)
 
-    def _join(self, name: str, roles: Role) -> Event:
+    def _join(self, now_ns: int, name: str, roles: Role) -> Event:
         simulated = Simulated(self._prompts, TOKEN, self._options.lockstep)
         scheduler = InstanceScheduler(name, self._options.limits, self._options.batching(), roles, simulated)
         instance = SimInstance(name, self._joined, scheduler, self._times, self._options.device, self)
         self._joined += 1
         self._instances[name] = instance
+        self._held[name] = now_ns
         return InstanceJoined(name, roles)
 
     def _die(self, now_ns: int, kill: Kill) -> None:
         name = kill.name
-        if self._gone(now_ns, name, "it was killed") and kill.replaced:
+        slept = name not in self._held
+        if self._gone(now_ns, name, "it was killed") and kill.replaced and not slept:
             slot = name.partition("~")[0]
             self._start(self._roles[slot], now_ns + self._options.start_ns, slot)
 
@@ -252,8 +262,17 @@ class SimServing:
         if instance is None:
             return False
         instance.die(now_ns)
+        self._let_go(name, now_ns)
         self._push(now_ns + self._options.latency_ns, WORD, instance.index, InstanceLost(name, reason), None)
         return True
+
+    def _let_go(self, name: str, now_ns: int) -> None:
+        """It has no memory on its device from now on."""
+        self.counts["held_ns"] += now_ns - self._held.pop(name, now_ns)
+
+    def held_ns(self, until_ns: int) -> int:
+        """Device time during which instances had their memory, of all in sum: what sleep and stops spare."""
+        return self.counts["held_ns"] + sum(max(0, until_ns - since_ns) for since_ns in self._held.values())
 
     @property
     def instances(self) -> Sequence[SimInstance]:
@@ -321,9 +340,16 @@ class SimServing:
                 self._start(self._options.roles[0], self._clock.now_ns() + self._options.start_ns)
             case StopInstance():
                 self._gone(self._clock.now_ns(), action.instance, "it was stopped")
+            case SleepInstance():
+                self._let_go(action.instance, self._clock.now_ns())
+                self._say(action.instance, SleepAsked())
+            case WakeInstance():
+                if action.instance in self._instances:
+                    self._held[action.instance] = self._clock.now_ns()
+                self._say(action.instance, WakeAsked(action.roles), self._options.wake_ns)
 
-    def _say(self, name: str, event: InstanceEvent) -> None:
-        self._post("", name, self._clock.now_ns() + self._options.latency_ns, event)
+    def _say(self, name: str, event: InstanceEvent, more_ns: int = 0) -> None:
+        self._post("", name, self._clock.now_ns() + self._options.latency_ns + more_ns, event)
 
     def _encode(self, action: EncodeOn) -> None:
         """The image is prepared first, if its pixels go along; a worker of the host does that."""

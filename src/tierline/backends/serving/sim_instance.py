@@ -16,10 +16,8 @@ from tierline.core.instance_actions import (
     CancelMove,
     ConfirmMove,
     ConfirmRound,
-    DropEmbeddings,
     DropSequence,
     EncodeImage,
-    ImportRound,
     InstanceAction,
     OfferMove,
     RefuseMove,
@@ -27,9 +25,11 @@ from tierline.core.instance_actions import (
     SendEmbeddings,
     SendEncodeFailure,
     SendRound,
+    TakeMemory,
     Tell,
     TellStatus,
     TellTokens,
+    ToEngine,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -39,6 +39,7 @@ from tierline.core.instance_events import (
     PeerLost,
     RoundArrived,
     StepEnded,
+    WakeEnded,
 )
 from tierline.core.nouns import NS_PER_S
 from tierline.core.served_trace import TracedImage
@@ -211,7 +212,9 @@ class SimInstance:
                 | ConfirmMove()
             ):
                 self._outside.send(self, now_ns, action.to, message_of(action, self.name), 0)
-            case DropEmbeddings() | ImportRound():
+            case TakeMemory():
+                self._handle(now_ns, WakeEnded())  # the time that it takes is over already
+            case _ if isinstance(action, ToEngine):
                 pass  # nothing is stored
             case _:
                 self._outside.tell(self, now_ns, action)

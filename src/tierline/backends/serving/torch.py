@@ -31,6 +31,8 @@ from tierline.core.instance_events import (
     RequestCancelled,
     RequestQueued,
     RolesSet,
+    SleepAsked,
+    WakeAsked,
 )
 from tierline.core.request import ALL_ROLES, Picture
 from tierline.core.serving_actions import (
@@ -42,8 +44,10 @@ from tierline.core.serving_actions import (
     NotifyLost,
     QueueAttempt,
     SetRoles,
+    SleepInstance,
     StartInstance,
     StopInstance,
+    WakeInstance,
 )
 from tierline.core.serving_events import InstanceJoined, InstanceLost, InstanceSaid
 from tierline.engine import wire
@@ -59,7 +63,7 @@ END = "inproc://end"
 
 @dataclass(slots=True)
 class _Process:
-    """`socket` is there once it has said that it is ready."""
+    """`socket` is there once it has said that it is ready. `sleeps`: it was told to; nobody takes its place if it dies."""
 
     slot: str
     settings: InstanceSettings
@@ -67,6 +71,7 @@ class _Process:
     pause_s: float
     log: Path
     pid: int = 0
+    sleeps: bool = False
     hello: wire.Hello | None = None
     socket: zmq.Socket[bytes] | None = None
     gone: threading.Event = field(default_factory=threading.Event)
@@ -202,8 +207,11 @@ class TorchInstances:
             sweep(self._folders.shm, set(self._processes))
             how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"
             reason = f"its process ended with {how}" + (f": {ended.said}" if ended.said else "")
+            if process.sleeps:
+                self._retired.add(process.slot)
             retired = process.slot in self._retired
-            self._clock.post(InstanceLost(ended.name, "it was told to end" if retired else reason))
+            told = retired and not process.sleeps
+            self._clock.post(InstanceLost(ended.name, "it was told to end" if told else reason))
             if retired:
                 return
             hopeless = ended.status == CANNOT_START and process.slot not in self._proven
@@ -272,6 +280,10 @@ class TorchInstances:
                 self._start_one()
             case StopInstance():
                 self._stop_one(action.instance)
+            case SleepInstance():
+                self._tell_sleep(action.instance, SleepAsked())
+            case WakeInstance():
+                self._tell_sleep(action.instance, WakeAsked(action.roles))
 
     def _start_one(self) -> None:
         """In a slot whose instance was told to end and has, or in a new one, set up as the first."""
@@ -293,6 +305,12 @@ class TorchInstances:
             if process is not None:
                 self._retired.add(process.slot)
         self._send(name, wire.Stop())
+
+    def _tell_sleep(self, name: str, message: SleepAsked | WakeAsked) -> None:
+        with self._lock:
+            if process := self._processes.get(name):
+                process.sleeps = isinstance(message, SleepAsked)
+        self._send(name, message)
 
     def _encode(self, action: EncodeOn) -> None:
         frames: list[bytes] = []
