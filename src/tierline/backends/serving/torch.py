@@ -303,6 +303,7 @@ class TorchInstances:
         with self._lock:
             process = self._processes.get(name)
             if process is not None:
+                process.sleeps = False  # its end is then what was asked for
                 self._retired.add(process.slot)
         self._send(name, wire.Stop())
 
