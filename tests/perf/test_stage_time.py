@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tierline.core.errors import InvalidInput, NotFound, UnknownName
 from tierline.core.stage_times import BatchShape
@@ -160,10 +161,10 @@ def test_more_work_never_takes_less_time(name: str) -> None:
         now = times.iteration_s(batch)
         assert now > 0
         for more in (
-            replace(batch, chunks=((new + 50, cached),)),
-            replace(batch, chunks=((new, cached + 50),)),
-            replace(batch, chunks=((new, cached), (16, 0))),
-            replace(batch, decode_context=batch.decode_context + 5000),
+            structs.replace(batch, chunks=((new + 50, cached),)),
+            structs.replace(batch, chunks=((new, cached + 50),)),
+            structs.replace(batch, chunks=((new, cached), (16, 0))),
+            structs.replace(batch, decode_context=batch.decode_context + 5000),
         ):
             assert times.iteration_s(more) >= now * (1 - 1e-12)
     if times.profile.encodes:
@@ -180,7 +181,7 @@ def test_a_mixed_iteration_reads_the_weights_once(name: str) -> None:
     times = stage_times(name)
     chunk, decodes = BatchShape(chunks=((64, 0),)), BatchShape(decodes=16, decode_context=16_000)
     apart = times.iteration_s(chunk) + times.iteration_s(decodes)
-    together = times.iteration_s(replace(chunk, decodes=16, decode_context=16_000))
+    together = times.iteration_s(structs.replace(chunk, decodes=16, decode_context=16_000))
     assert together < 0.75 * apart
 
 

@@ -1,8 +1,7 @@
 """Every registered batching policy keeps the public contract; relations that were published hold."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from tierline.core.batch_view import BatchView, SequenceView, Share
 from tierline.core.errors import InvalidInput, UnknownName

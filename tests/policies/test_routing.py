@@ -2,9 +2,9 @@
 
 import heapq
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tierline.core.errors import InvalidInput, UnknownName
 from tierline.core.instance_actions import TellTokens

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class SequenceView:
+
+class SequenceView(Struct, frozen=True):
     """One sequence. `ready_tokens`: positions that could be computed now (an image that is not encoded yet bars those
     from its start on); `left_tokens`: positions without KV, ready or not; `blocks_needed`: KV blocks it would take to
     admit it (0 when it runs). `decoding`: one position is left and output was made. `output_tokens`: made so far.
@@ -26,16 +26,14 @@ class SequenceView:
     has_images: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decodes:
+class Decodes(Struct, frozen=True):
     """All running sequences that decode, in sum: how many, and the positions with KV before their next ones."""
 
     count: int
     context_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchView:
+class BatchView(Struct, frozen=True):
     """An instance before an iteration. `running` in order of admission; `waiting` are the first of the queue (priority,
     then arrival), which may be longer; it is empty where the instance may not prefill. Limits: `token_budget` positions and
     `sequence_limit` sequences an iteration. `encoding`: images that are being encoded here, or wait for that.
@@ -70,8 +68,7 @@ class BatchView:
         return Decodes(len(contexts), sum(contexts))
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """So many positions of this sequence in the next iteration. A waiting one is admitted by being named."""
 
     request_id: str

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from tierline.core.request import FinishReason, Request, Role
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """Compute positions `first..first+tokens` of a sequence in this iteration.
 
     `new_blocks` are appended to the sequence's block table first; with `fresh` the table is begun anew. `samples`: the
@@ -24,8 +23,7 @@ class Chunk:
     samples: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RunStep:
+class RunStep(Struct, frozen=True):
     """Run one iteration over these chunks, then answer with `StepEnded(step)`.
 
     The rest is for a simulated engine, whose sequences decode in lockstep (`schedulers/lockstep.py`): `decodes` of them in
@@ -43,37 +41,32 @@ class RunStep:
     most: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class AddSequence:
+class AddSequence(Struct, frozen=True):
     """From now on chunks may name this attempt."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class DropSequence:
+class DropSequence(Struct, frozen=True):
     """The attempt is no longer here."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeImage:
+class EncodeImage(Struct, frozen=True):
     """Encode this image, then answer with `EncodeEnded`. One at a time."""
 
     content_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class SendEmbeddings:
+class SendEmbeddings(Struct, frozen=True):
     """Copy an image's embeddings from the pool to a peer."""
 
     content_hash: str
     to: str
 
 
-@dataclass(frozen=True, slots=True)
-class SendEncodeFailure:
+class SendEncodeFailure(Struct, frozen=True):
     """Tell a peer that an image could not be encoded."""
 
     content_hash: str
@@ -81,32 +74,27 @@ class SendEncodeFailure:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class DropEmbeddings:
+class DropEmbeddings(Struct, frozen=True):
     """The pool gives up the embeddings of these images (none is in use)."""
 
     hashes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FreeMemory:
+class FreeMemory(Struct, frozen=True):
     """Give the KV arena up; weights go to host memory, or stay where they are there already."""
 
 
-@dataclass(frozen=True, slots=True)
-class TakeMemory:
+class TakeMemory(Struct, frozen=True):
     """Have a KV arena and the weights on the device again, run a batch of no request, then answer with `WakeEnded`."""
 
 
-@dataclass(frozen=True, slots=True)
-class OfferMove:
+class OfferMove(Struct, frozen=True):
     request: Request
     to: str
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptMove:
+class AcceptMove(Struct, frozen=True):
     """Room for the attempt is reserved; the KV of its first `cached_tokens` is here already."""
 
     request_id: str
@@ -114,15 +102,13 @@ class AcceptMove:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class RefuseMove:
+class RefuseMove(Struct, frozen=True):
     request_id: str
     to: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SendRound:
+class SendRound(Struct, frozen=True):
     """Copy the KV of positions `first..until`, which lies in `blocks`, to the peer. `first` is a multiple of the block."""
 
     request_id: str
@@ -134,16 +120,14 @@ class SendRound:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CancelMove:
+class CancelMove(Struct, frozen=True):
     """The attempt will not come: the peer frees what it reserved."""
 
     request_id: str
     to: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImportRound:
+class ImportRound(Struct, frozen=True):
     """Put the KV that has just arrived for positions `first..until` into `blocks`."""
 
     request_id: str
@@ -152,23 +136,20 @@ class ImportRound:
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ConfirmRound:
+class ConfirmRound(Struct, frozen=True):
     request_id: str
     to: str
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class ConfirmMove:
+class ConfirmMove(Struct, frozen=True):
     """Tell the peer that the attempt is ours."""
 
     request_id: str
     to: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellTokens:
+class TellTokens(Struct, frozen=True):
     """Output tokens `first..first+len(tokens)` of the attempt were made; `finish` ends it."""
 
     request_id: str
@@ -179,23 +160,20 @@ class TellTokens:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TellPrefilled:
+class TellPrefilled(Struct, frozen=True):
     """The attempt's prompt is done, and decoding is not allowed here: it waits to be moved."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellImagesNeeded:
+class TellImagesNeeded(Struct, frozen=True):
     """The attempt cannot go on without the embeddings of these images."""
 
     request_id: str
     hashes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TellReturned:
+class TellReturned(Struct, frozen=True):
     """The attempt is given back: it cannot be prefilled here. `made` are all its output tokens."""
 
     request_id: str
@@ -203,16 +181,14 @@ class TellReturned:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellMoved:
+class TellMoved(Struct, frozen=True):
     """The attempt has come here and goes on."""
 
     request_id: str
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellMoveFailed:
+class TellMoveFailed(Struct, frozen=True):
     """The attempt could not be moved to `to`; it is still here."""
 
     request_id: str
@@ -220,36 +196,31 @@ class TellMoveFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellEmbeddings:
+class TellEmbeddings(Struct, frozen=True):
     """Images whose embeddings are in the pool from now on, and those that are no longer."""
 
     stored: tuple[str, ...]
     dropped: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TellRoles:
+class TellRoles(Struct, frozen=True):
     """These roles are in force: confirmed by the first batch of each new one, or at once where nothing waits."""
 
     roles: Role
     by_batch: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TellAsleep:
+class TellAsleep(Struct, frozen=True):
     """The instance has given its memory up, with all that was cached there."""
 
 
-@dataclass(frozen=True, slots=True)
-class TellAwake:
+class TellAwake(Struct, frozen=True):
     """The instance has its memory, and a batch has run: it takes requests, with these roles."""
 
     roles: Role
 
 
-@dataclass(frozen=True, slots=True)
-class TellStatus:
+class TellStatus(Struct, frozen=True):
     """Load and counters of the instance, for routing and people. One that sleeps has no blocks."""
 
     running: int
@@ -266,8 +237,7 @@ class TellStatus:
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
-class TellTimes:
+class TellTimes(Struct, frozen=True):
     """How long things take at the instance, as factors of what `StageRates` say without a profile (`perf/fitted_rates.py`);
     0 = not known there."""
 

@@ -6,13 +6,12 @@ again; so words about an earlier attempt can change nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from tierline.core.request import Request, Role
 
 
-@dataclass(frozen=True, slots=True)
-class RequestQueued:
+class RequestQueued(Struct, frozen=True):
     """The request `request.request_id` (an attempt) shall be prefilled here. `expected`: content hashes of images whose
     embeddings are on their way to this instance."""
 
@@ -20,23 +19,20 @@ class RequestQueued:
     expected: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCancelled:
+class RequestCancelled(Struct, frozen=True):
     """Nobody waits for this attempt any more."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeAsked:
+class EncodeAsked(Struct, frozen=True):
     """Encode this image (or take its embeddings from the pool) and deliver them to `to` ("" or our own name = here)."""
 
     content_hash: str
     to: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeEnded:
+class EncodeEnded(Struct, frozen=True):
     """The encoder is done with an image: its embeddings take `size_bytes`, or `error` says why there are none."""
 
     content_hash: str
@@ -44,24 +40,21 @@ class EncodeEnded:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingsArrived:
+class EmbeddingsArrived(Struct, frozen=True):
     """A peer's encoder has delivered an image's embeddings."""
 
     content_hash: str
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeFailed:
+class EncodeFailed(Struct, frozen=True):
     """The encoder that was asked for this image could not make its embeddings."""
 
     content_hash: str
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnded:
+class StepEnded(Struct, frozen=True):
     """The iteration `step` is done; `sampled` are the tokens drawn, as (attempt, token). `count` iterations of a step that
     allowed more than one; of sequences in lockstep those are named that drew an end token in the last of them."""
 
@@ -70,40 +63,34 @@ class StepEnded:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class RolesSet:
+class RolesSet(Struct, frozen=True):
     """The instance may do these stages from now on."""
 
     roles: Role
 
 
-@dataclass(frozen=True, slots=True)
-class SleepAsked:
+class SleepAsked(Struct, frozen=True):
     """The instance shall give its memory up as soon as it has nothing to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAsked:
+class WakeAsked(Struct, frozen=True):
     """The instance shall be as before its sleep, with these roles."""
 
     roles: Role
 
 
-@dataclass(frozen=True, slots=True)
-class WakeEnded:
+class WakeEnded(Struct, frozen=True):
     """The engine has its memory again, and a first batch has run."""
 
 
-@dataclass(frozen=True, slots=True)
-class MoveAsked:
+class MoveAsked(Struct, frozen=True):
     """The attempt shall go on at instance `to`."""
 
     request_id: str
     to: str
 
 
-@dataclass(frozen=True, slots=True)
-class MoveOffered:
+class MoveOffered(Struct, frozen=True):
     """Peer `source` wants to hand this attempt over; `tokens` it has KV for so far."""
 
     request: Request
@@ -111,8 +98,7 @@ class MoveOffered:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class MoveAccepted:
+class MoveAccepted(Struct, frozen=True):
     """Peer `peer` has room for the attempt and its KV of the first `cached_tokens` already."""
 
     request_id: str
@@ -120,8 +106,7 @@ class MoveAccepted:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class MoveRefused:
+class MoveRefused(Struct, frozen=True):
     """The peer cannot take the attempt."""
 
     request_id: str
@@ -129,16 +114,14 @@ class MoveRefused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class MoveCancelled:
+class MoveCancelled(Struct, frozen=True):
     """Peer `source` does not hand the attempt over after all. One that came from somebody else meanwhile is not meant."""
 
     request_id: str
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class RoundArrived:
+class RoundArrived(Struct, frozen=True):
     """KV of the positions `first..until` of an arriving attempt is in our arena. `made` are all output tokens so far;
     after the `final` round the attempt is ours."""
 
@@ -150,8 +133,7 @@ class RoundArrived:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTaken:
+class RoundTaken(Struct, frozen=True):
     """The peer has put a round into its arena."""
 
     request_id: str
@@ -159,16 +141,14 @@ class RoundTaken:
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class MoveTaken:
+class MoveTaken(Struct, frozen=True):
     """The peer owns the attempt now: its blocks here are free."""
 
     request_id: str
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLost:
+class PeerLost(Struct, frozen=True):
     """The instance `peer` is gone with all that it had."""
 
     peer: str

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Literal
 
+from msgspec import Struct
+
 from tierline.core.errors import InvalidInput
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -139,8 +141,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokensMade:
+class TokensMade(Struct, frozen=True):
     """Output tokens `first..first+len(tokens)` of a request. The last message of a request has a `finish`.
 
     `cached_tokens`: prompt tokens whose KV was found in a prefix cache. `logprobs` is empty or as long as `tokens`.

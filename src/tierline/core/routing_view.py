@@ -4,8 +4,9 @@ one is in here: a policy that saw `max_tokens` would see a client's guess, and o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
+
+from msgspec import Struct, field
 
 from tierline.core.request import Role
 
@@ -15,8 +16,7 @@ MODALITIES: tuple[Modality, Modality] = ("text", "multimodal")
 WAIT = ""  # a routing policy's answer: no instance yet
 
 
-@dataclass(frozen=True, slots=True)
-class RequestView:
+class RequestView(Struct, frozen=True):
     """One request as policies see it. `prompt_tokens`: positions to be computed, those of images and of output made before
     a loss included. `submitted_ns` and `deadline_ns` (of the first token) are of the scheduler's clock. `prefill_s`,
     `encode_s`: predicted for it alone, nothing cached. `home`: where its prompt is or will be ("" = not decided). `cached`:
@@ -42,8 +42,7 @@ class RequestView:
         return "multimodal" if self.images else "text"
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceView:
+class InstanceView(Struct, frozen=True):
     """One instance that may be chosen. `prefill_tokens`: prompt tokens sent there and not done; `decoding`: sequences past
     their prompt, those under way there included; `encoding`: images sent there and not done; `free_blocks` as last told.
     `prompts`: requests sent there whose prompt is not done; `prefill_s`, `encode_s`: predicted for what was sent there and is

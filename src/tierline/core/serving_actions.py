@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from tierline.core.request import ALL_ROLES, Request, Role, TokensMade
 from tierline.core.routing_view import Group
 
 
-@dataclass(frozen=True, slots=True)
-class QueueAttempt:
+class QueueAttempt(Struct, frozen=True):
     """Have `instance` prefill `request` (its id is the attempt's); embeddings of `expected` are on their way there."""
 
     instance: str
@@ -18,8 +17,7 @@ class QueueAttempt:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeOn:
+class EncodeOn(Struct, frozen=True):
     """Have `instance` encode an image for instance `to`, with the pixels that came with `pixels_of` ("" = it has the
     embeddings already)."""
 
@@ -30,14 +28,12 @@ class EncodeOn:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAttempt:
+class CancelAttempt(Struct, frozen=True):
     instance: str
     attempt: str
 
 
-@dataclass(frozen=True, slots=True)
-class MoveAttempt:
+class MoveAttempt(Struct, frozen=True):
     """Have `instance` hand an attempt over to instance `to`."""
 
     instance: str
@@ -46,15 +42,13 @@ class MoveAttempt:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetRoles:
+class SetRoles(Struct, frozen=True):
     instance: str
     roles: Role
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetGroup:
+class SetGroup(Struct, frozen=True):
     """The instance serves this group from now on. Instances need not know; requests that are there end there."""
 
     instance: str
@@ -62,32 +56,28 @@ class SetGroup:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartInstance:
+class StartInstance(Struct, frozen=True):
     """Start one more instance; it joins when it is ready."""
 
     group: Group
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopInstance:
+class StopInstance(Struct, frozen=True):
     """End this instance, which has nothing to do any more; its loss is then told as any other."""
 
     instance: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SleepInstance:
+class SleepInstance(Struct, frozen=True):
     """Have this instance, which has nothing to do any more, give up its memory; its weights wait on the host."""
 
     instance: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class WakeInstance:
+class WakeInstance(Struct, frozen=True):
     """Have a sleeping instance take its memory again; it has these roles from its first batch on. A policy names no roles."""
 
     instance: str
@@ -96,23 +86,20 @@ class WakeInstance:
     roles: Role = ALL_ROLES
 
 
-@dataclass(frozen=True, slots=True)
-class NotifyLost:
+class NotifyLost(Struct, frozen=True):
     """Tell `instance` that its peer `lost` is gone."""
 
     instance: str
     lost: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """Tell the client of these tokens."""
 
     tokens: TokensMade
 
 
-@dataclass(frozen=True, slots=True)
-class AskPixels:
+class AskPixels(Struct, frozen=True):
     """The request cannot go on without the pixels of these images; it is to be submitted again with them and with what was
     made so far. Here it is forgotten."""
 
@@ -120,8 +107,7 @@ class AskPixels:
     hashes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RecordServingRefusal:
+class RecordServingRefusal(Struct, frozen=True):
     """What was asked for and not done. Recorded, so that nothing is dropped in silence."""
 
     subject: str

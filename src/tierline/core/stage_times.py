@@ -4,15 +4,15 @@ instances, batching policies and the serving scheduler. Seconds, tokens, bytes."
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 PATCHES_PER_TOKEN = 4
 """Of a tower that merges 2 x 2 patches, as Qwen's: where nobody says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchShape:
+class BatchShape(Struct, frozen=True):
     """What one iteration computes. `chunks`: prompt parts as (new tokens, tokens with KV before them); `decodes` sequences
     of one new token each, `decode_context` the sum of the tokens before them."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
+from msgspec.structs import replace
 
 from tierline.core.encoder_kind import EncoderKind
 from tierline.core.instance_actions import (

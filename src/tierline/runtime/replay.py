@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from tierline.core.actions import Action, PreemptJob, RecordEnd, RecordRefusal, SetTimer, StartJob, StopJob
@@ -164,7 +164,7 @@ def _effect(action: Action) -> tuple[object, ...]:
             return "refusal", job_id
         case _:  # of the serving tier: everything but the reason
             return type(action).__name__, *(
-                getattr(action, each.name) for each in fields(action) if each.name != "reason"
+                getattr(action, name) for name in action.__struct_fields__ if name != "reason"
             )
 
 

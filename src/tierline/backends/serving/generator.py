@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import structs
+
 from tierline.backends.serving.request_log import CLOSED, RequestLog
 from tierline.backends.serving.torch import TorchInstances
 from tierline.core.contracts import Loop
@@ -169,7 +171,7 @@ class EngineGenerator:
                 if item.finish == "error":
                     error = item.reason[:1].upper() + item.reason[1:] + "."
                     raise RequestLost(error)
-                yield replace(item, request_id=request.request_id)
+                yield structs.replace(item, request_id=request.request_id)
         except TierlineError as failure:
             words = {Overloaded: "refused", PixelsNeeded: "sent back for pixels"}
             how = words.get(type(failure), "error")
@@ -247,7 +249,7 @@ class EngineGenerator:
                     "wake_seconds": server.wake_ns / 1e9,
                     "weights_bytes": hello.weights_bytes if hello else 0,
                     "start_seconds": hello.start_ns / 1e9 if hello else 0.0,
-                    **({key: getattr(status, key) for key in status.__slots__} if status else {}),
+                    **({key: getattr(status, key) for key in status.__struct_fields__} if status else {}),
                 }
             )
         return {
