@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol, TypeVar, runtime_checkable
 
 from tierline.core.errors import InvalidInput
@@ -172,9 +173,7 @@ class OutputHistory:
         if self._stale >= self.REFRESH or len(self.lengths) <= self.REFRESH:
             self._stale = 0
             self._sorted = sorted(self.lengths)
-            self._tails = [0]
-            for length in reversed(self._sorted):
-                self._tails.append(self._tails[-1] + length)
+            self._tails = [*accumulate(reversed(self._sorted), initial=0)]
             self._tails.reverse()
 
     def remaining(self, output_tokens: int) -> float:

@@ -274,7 +274,7 @@ class InstanceScheduler:
         elif sequence.phase is not Phase.HELD:
             if sequence.in_step:
                 return  # asked again when the iteration has ended
-            self._state.running.pop(sequence.request_id, None)
+            self._state.stop(sequence)
             sequence.phase = Phase.HELD
             self._tell(sequence)
             self._state.out.append(TellPrefilled(sequence.request_id))
@@ -451,7 +451,7 @@ class InstanceScheduler:
     def _plan_decodes(self, plan: _Plan) -> None:
         """All that decode, in order of admission: those in lockstep at one stroke, if they are sure to fit."""
         first = len(plan.chunks)
-        decoding = [each for each in self._state.running.values() if each.locked < 0 and each.is_decoding]
+        decoding = [each for each in self._state.one_by_one() if each.is_decoding]
         if self._lockstep and self._lockstep.members:
             members, others = len(self._lockstep.members), len(decoding)
             room = min(plan.budget, plan.seats - len(plan.chunks))
@@ -464,7 +464,7 @@ class InstanceScheduler:
             else:
                 for name in list(self._lockstep.members):
                     self._alone(name)
-                decoding = [each for each in self._state.running.values() if each.is_decoding]
+                decoding = [each for each in self._state.one_by_one() if each.is_decoding]
         for sequence in decoding:
             self._plan_share(plan, Share(sequence.request_id, 1))
         plan.every = (first, len(plan.chunks))

@@ -110,7 +110,7 @@ class Moves:
         until = sequence.computed if final else sequence.computed // block * block
         if final:
             self._tell(sequence)
-            self._state.running.pop(sequence.request_id, None)
+            self._state.stop(sequence)
             sequence.phase = Phase.LEAVING
         leaving.sending = True
         leaving.rounds += 1

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tierline.core.instance_actions import AddSequence, DropEmbeddings, DropSequence, InstanceAction, TellEmbeddings
 from tierline.core.request import ALL_ROLES, Request, Role
 from tierline.schedulers.embedding_pool import EmbeddingPool
 from tierline.schedulers.kv_blocks import BlockKeys, KvBlocks
 from tierline.schedulers.sequence import HASHED_KEYS, Phase, Sequence
+
+seat_of = attrgetter("seat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class InstanceLimits:
 
 @dataclass(slots=True)
 class InstanceState:
-    """`running` keeps the order of admission, `queue` that of `Sequence.order`. A sequence holds blocks unless WAITING."""
+    """`running` keeps the order of admission, `queue` that of `Sequence.order`. A sequence holds blocks unless WAITING.
+    `apart` are those of `running` that are not in lockstep."""
 
     limits: InstanceLimits
     roles: Role = ALL_ROLES
@@ -39,6 +43,7 @@ class InstanceState:
     pool: EmbeddingPool = field(init=False)
     sequences: dict[str, Sequence] = field(default_factory=dict)
     running: dict[str, Sequence] = field(default_factory=dict)
+    apart: dict[str, Sequence] = field(default_factory=dict)
     queue: list[Sequence] = field(default_factory=list)
     wanted: dict[str, dict[str, Sequence]] = field(default_factory=dict)  # image without embeddings -> who waits for it
     parked: list[int] = field(default_factory=list)  # blocks of sequences dropped in the iteration that writes them
@@ -115,12 +120,25 @@ class InstanceState:
             self.seats += 1
             sequence.seat = self.seats
         self.running[sequence.request_id] = sequence
+        if sequence.locked < 0:
+            self.apart[sequence.request_id] = sequence
+
+    def stop(self, sequence: Sequence) -> None:
+        """It is in no further iteration."""
+        self.running.pop(sequence.request_id, None)
+        self.apart.pop(sequence.request_id, None)
+
+    def one_by_one(self) -> list[Sequence]:
+        """Those in `apart`, in order of admission."""
+        apart = list(self.apart.values())
+        apart.sort(key=seat_of)
+        return apart
 
     def vacate(self, sequence: Sequence) -> None:
         """Take the sequence off its blocks and out of whatever it is in; it stays known."""
         if sequence.phase is Phase.WAITING:
             self.unqueue(sequence)
-        self.running.pop(sequence.request_id, None)
+        self.stop(sequence)
         if sequence.in_step:
             self.parked += sequence.blocks
         else:

@@ -15,7 +15,8 @@ VIEWED_BARRED = 96  # and so many between them whose first image is not encoded:
 
 
 class LazyViews(Sequence[SequenceView]):
-    """A tuple of what `source` gives, taken from it as far as it is looked at. `count`: its length, where that is known."""
+    """A tuple of what `source` gives, taken from it as far as it is looked at. `count`: its length, where that is known; else
+    there is one at least."""
 
     __slots__ = ("_count", "_made", "_source")
 
@@ -39,7 +40,7 @@ class LazyViews(Sequence[SequenceView]):
         return len(self._all()) if self._count is None else self._count
 
     def __bool__(self) -> bool:
-        return self._count != 0 and next(iter(self), None) is not None
+        return self._count != 0
 
     @overload
     def __getitem__(self, index: int) -> SequenceView: ...
@@ -64,9 +65,7 @@ def batch_view(
     """The instance as it is now."""
     begun: list[SequenceView] = []
     count, context = (len(lockstep.members), lockstep.context) if lockstep else (0, 0)
-    for each in state.running.values():
-        if each.locked >= 0:
-            continue
+    for each in state.one_by_one():
         if each.is_decoding:
             count += 1
             context += each.computed

@@ -8,12 +8,9 @@ fields are brought up to date (`settle`) when somebody looks. Results are those 
 from __future__ import annotations
 
 import heapq
-from operator import attrgetter
 
-from tierline.schedulers.instance_state import InstanceState
+from tierline.schedulers.instance_state import InstanceState, seat_of
 from tierline.schedulers.sequence import Sequence
-
-_seat = attrgetter("seat")
 
 
 class Lockstep:
@@ -39,6 +36,7 @@ class Lockstep:
         """It is decoding, in no iteration, and not on its way to a peer."""
         name, limits = sequence.request_id, self._state.limits
         self.members[name] = sequence
+        del self._state.apart[name]
         sequence.locked = self.iterations
         self.context += sequence.computed
         self._plan_growth(sequence)
@@ -53,6 +51,7 @@ class Lockstep:
         self.settle(sequence)
         self._state.register(sequence)
         del self.members[name]
+        self._state.apart[name] = sequence
         self.context -= sequence.computed
         sequence.locked = sequence.full_at = -1
         if self.joined.pop(name, None) is None:
@@ -91,7 +90,7 @@ class Lockstep:
         if growing is None:
             return
         if len(growing) > 1:
-            growing.sort(key=_seat)
+            growing.sort(key=seat_of)
         for sequence in growing:
             if sequence.locked < 0 or sequence.grow_at != self.iterations:
                 continue

@@ -24,12 +24,12 @@ class PrefixIndex:
 
     def sent(self, keys: tuple[int, ...], instance: str) -> None:
         """The prompt with these keys is computed at this instance."""
-        holders = self._holders
+        holders, alone = self._holders, (instance,)
         for key in keys:
-            known = holders.get(key, ())
-            if known[:1] != (instance,):
-                holders[key] = (instance, *(each for each in known if each != instance))[:HOLDERS]
-            holders.move_to_end(key)
+            known = holders.pop(key, ())
+            if known[:1] != alone:
+                known = (instance, *(each for each in known if each != instance))[:HOLDERS] if known else alone
+            holders[key] = known  # used last
         while len(holders) > self._blocks:
             holders.popitem(last=False)
 

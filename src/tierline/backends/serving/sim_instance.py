@@ -263,15 +263,15 @@ class SimInstance:
         for new, _ in prompts:
             self._tokens += new
 
-    def _begin_step(self, now_ns: int, step: RunStep) -> None:
-        """The iteration begins; where nothing will disturb it, those after it as well."""
+    def _begin_step(self, now_ns: int, step: RunStep, *, leap: bool = True) -> None:
+        """The iteration begins; where nothing will disturb it, those after it as well if they may `leap`."""
         self._timer.start(now_ns, self._shape)
         self._begun_ns, self._turn, self._disturbed = now_ns, 0, None
         self._count = 1
         self._end_ns = self._timer.end_ns()
         if self._encode is not None:
             self._disturb(now_ns)
-        elif step.most > 1 and not self._image and not self._alone:
+        elif leap and step.most > 1 and not self._image and not self._alone:
             ends = self._ends
             while ends and self._end_of.get(ends[0][1]) != ends[0][0]:
                 heapq.heappop(ends)
@@ -294,9 +294,10 @@ class SimInstance:
             at_ns = self._timer.end_ns(over)
             self._stepped(at_ns, over)
             assert self._step is not None
-            self._begin_step(at_ns, self._step)
-        self._count = 1
-        self._end_ns = self._timer.end_ns()
+            self._begin_step(at_ns, self._step, leap=False)
+        else:
+            self._count = 1
+            self._end_ns = self._timer.end_ns()
 
     def _stepped(self, now_ns: int, count: int) -> None:
         step = self._step

@@ -65,8 +65,9 @@ class SloChunk:
             return tuple([Share(each.request_id, 1) for each in view.running if each.decoding][: view.token_budget])
         if not begun and not view.waiting:
             return tuple(shares)
-        waiting = {id(each) for each in view.waiting}
-        prompts = [each for each in (*begun, *view.waiting) if each.ready_tokens]
+        comes = tuple(view.waiting)
+        waiting = {id(each) for each in comes}
+        prompts = [each for each in (*begun, *comes) if each.ready_tokens]
         if self.by_deadline:
             prompts.sort(key=lambda each: self._place(each, view.now_ns))
         if not prompts:
