@@ -376,7 +376,7 @@ class InstanceScheduler:
         ends = token in sampling.stop_token_ids or (not sampling.ignore_eos and token in self._limits.end_tokens)
         if ends and made >= sampling.min_tokens:
             return "stop"
-        full = len(sequence.tokens) >= min(self._limits.context_tokens, self._limits.blocks * self._limits.block_tokens)
+        full = len(sequence.tokens) >= self._limits.longest
         return "length" if made >= sampling.max_tokens or full else None
 
     def _end(self, sequence: Sequence, finish: FinishReason, reason: str = "") -> None:

@@ -30,6 +30,11 @@ class InstanceLimits:
     end_tokens: frozenset[int] = frozenset()
     prefix_caching: bool = True
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence at most."""
+        return min(self.context_tokens, self.blocks * self.block_tokens)
+
 
 @dataclass(slots=True)
 class InstanceState:

@@ -40,7 +40,7 @@ class Lockstep:
         sequence.locked = self.iterations
         self.context += sequence.computed
         self._plan_growth(sequence)
-        room = min(limits.context_tokens, limits.blocks * limits.block_tokens) - len(sequence.tokens)
+        room = limits.longest - len(sequence.tokens)
         sequence.full_at = self.iterations + min(sequence.request.sampling.max_tokens - sequence.output_tokens, room)
         heapq.heappush(self._full, (sequence.full_at, sequence.seat, name))
         self.joined[name] = sequence.computed

@@ -171,6 +171,9 @@ class ServingScheduler:
         """What is to be done now that `event` has happened, in this order."""
         self._fleet.now_ns = now_ns
         match event:
+            case InstanceSaid():
+                if server := self._fleet.servers.get(event.name):
+                    self._said(now_ns, server, event.message, event.logprobs)
             case RequestSubmitted():
                 self._submitted(now_ns, event)
             case RequestAbandoned():
@@ -187,9 +190,6 @@ class ServingScheduler:
                         self._told_rates.forget(event.name)
                     self._fleet.lose(event.name)
                     self._lost(event.name, now_ns)
-            case InstanceSaid():
-                if server := self._fleet.servers.get(event.name):
-                    self._said(now_ns, server, event.message, event.logprobs)
             case RolesAsked():
                 self._roles_asked(now_ns, event)
             case MoveWanted():

@@ -189,9 +189,9 @@ class Elastic:
         """Whether to look before the next tick."""
         return (
             self._pressed
-            and bool(self.options.policies)
-            and (bool(self.line) or bool(self.homeless))
             and now_ns - self._looked_ns >= self.options.react_ns
+            and (bool(self.line) or bool(self.homeless))
+            and bool(self.options.policies)
         )
 
     # --- proposals

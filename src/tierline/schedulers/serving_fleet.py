@@ -26,6 +26,7 @@ class Fleet:
         self.strict = strict
         self.now_ns = 0
         self.servers: dict[str, Server] = {}  # in order of joining
+        self.holders: dict[str, dict[str, Server]] = {}  # image -> who has its embeddings, by name
 
     def able(self, role: Role) -> list[Server]:
         """Who may do a stage, in order of joining."""
@@ -44,7 +45,7 @@ class Fleet:
         if len(able) == 1 and (not routing.late or role is Role.ENCODE):
             return able[0]
         cached, embedded = self._affinity(role, live) if routing.wants_affinity else (NOTHING, NOTHING)
-        views = tuple([server.view() for server in able])
+        views = tuple([server.known_view or server.view() for server in able])
         name = routing.choose(role, views, live.view(cached, embedded), self.now_ns)
         if name != WAIT:
             return self.servers[name]
@@ -58,10 +59,9 @@ class Fleet:
             live.prefix_keys = keys_of(live.request)
         embedded: dict[str, int] = {}
         if live.request.images:
-            tokens = {image.content_hash: image.tokens for image in live.request.images}
-            for server in self._able[role]:
-                if common := server.images & tokens.keys():
-                    embedded[server.name] = sum(tokens[each] for each in common)
+            for content_hash, tokens in {each.content_hash: each.tokens for each in live.request.images}.items():
+                for name in self.holders.get(content_hash, NOTHING):
+                    embedded[name] = embedded.get(name, 0) + tokens
         return self._prefixes.cached(live.prefix_keys, self.servers), embedded
 
     def sent(self, live: Live, server: Server) -> None:

@@ -30,7 +30,6 @@ class ImageDispatch:
         self._live = live
         self._flights: dict[tuple[str, str], Flight] = {}  # (image, to)
         self._under_way: Counter[str] = Counter()  # image -> flights
-        self._holders: dict[str, dict[str, Server]] = {}  # image -> who has it, by name
         self.queries = 0
         self.hits = 0
 
@@ -39,7 +38,7 @@ class ImageDispatch:
         return self._flights.items()
 
     def is_known(self, content_hash: str) -> bool:
-        return content_hash in self._holders or self._under_way[content_hash] > 0
+        return content_hash in self._fleet.holders or self._under_way[content_hash] > 0
 
     def dispatch(
         self, live: Live, to: str, hashes: Iterable[str]
@@ -86,7 +85,7 @@ class ImageDispatch:
         """What one stores that falls asleep is not counted on."""
         for content_hash in message.stored if server.is_up else ():
             server.images.add(content_hash)
-            self._holders.setdefault(content_hash, {})[server.name] = server
+            self._fleet.holders.setdefault(content_hash, {})[server.name] = server
             self._land(content_hash, server.name)
         for content_hash in message.dropped:
             self._gone(server, content_hash)
@@ -103,7 +102,7 @@ class ImageDispatch:
 
     def instance_lost(self, name: str) -> tuple[list[EncodeOn], dict[str, tuple[str, ...]]]:
         """What a lost instance was encoding is encoded by another; also requests that lack pixels for that."""
-        for content_hash in [each for each, holders in self._holders.items() if name in holders]:
+        for content_hash in [each for each, holders in self._fleet.holders.items() if name in holders]:
             self._no_holder(name, content_hash)
         actions: list[EncodeOn] = []
         lacking: dict[str, tuple[str, ...]] = {}
@@ -123,7 +122,7 @@ class ImageDispatch:
         return actions, lacking
 
     def _encode(self, live: Live, to: str, content_hash: str) -> EncodeOn | None:
-        holders = list(self._holders.get(content_hash, {}).values())
+        holders = list(self._fleet.holders.get(content_hash, {}).values())
         able = holders or self._fleet.able(Role.ENCODE)
         if not able or (not holders and content_hash not in live.pixels):
             return None
@@ -170,7 +169,7 @@ class ImageDispatch:
         self._no_holder(server.name, content_hash)
 
     def _no_holder(self, name: str, content_hash: str) -> None:
-        holders = self._holders.get(content_hash, {})
+        holders = self._fleet.holders.get(content_hash, {})
         holders.pop(name, None)
         if not holders:
-            self._holders.pop(content_hash, None)
+            self._fleet.holders.pop(content_hash, None)

@@ -9,7 +9,7 @@ from tierline.core.routing_view import MODALITIES, Modality, RequestView
 from tierline.schedulers.serving_state import Live
 
 Key = tuple[float, ...]
-Entry = tuple[Key, int, Live, RequestView]
+Entry = tuple[Key, int, Live, RequestView]  # by key, then by number, of which no two are alike
 
 
 class WaitingLine:
@@ -46,7 +46,7 @@ class WaitingLine:
         entry = self._entries.pop(live.request_id, None)
         if entry is not None:
             line = self._lines[live.modality]
-            del line[bisect.bisect_left(line, entry[:2], key=_place)]
+            del line[bisect.bisect_left(line, entry[:2])]  # type: ignore[type-var]
             left = self.prefill_s[live.modality] - live.prefill_s - live.encode_s
             self.prefill_s[live.modality] = left if line else 0.0
 
@@ -54,14 +54,18 @@ class WaitingLine:
         """Who is first of all, of these modalities."""
         heads = [self._head(modality) for modality in MODALITIES if modality not in apart_from]
         entries = [entry for entry in heads if entry is not None]
-        return min(entries, key=_place)[2] if entries else None
+        return min(entries)[2] if entries else None
 
     def reorder(self) -> None:
-        for modality, line in self._lines.items():
-            entries: list[Entry] = [(self._order(view), place, live, view) for _, place, live, view in line]
-            entries.sort(key=_place)
-            self._lines[modality] = entries
-            self._entries.update((entry[2].request_id, entry) for entry in entries)
+        for line in self._lines.values():
+            moved = False
+            for at, (key, place, live, view) in enumerate(line):
+                now = self._order(view)
+                if now != key:
+                    line[at] = self._entries[live.request_id] = (now, place, live, view)
+                    moved = True
+            if moved:
+                line.sort()
 
     def _head(self, modality: Modality) -> Entry | None:
         """Its key may have grown since it came, as that of one who is too late now: then another is first."""
@@ -77,8 +81,4 @@ class WaitingLine:
 
     def _insert(self, live: Live, entry: Entry) -> None:
         self._entries[live.request_id] = entry
-        bisect.insort(self._lines[live.modality], entry, key=_place)
-
-
-def _place(entry: Entry) -> tuple[Key, int]:
-    return entry[0], entry[1]
+        bisect.insort(self._lines[live.modality], entry)

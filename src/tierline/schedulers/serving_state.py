@@ -55,14 +55,12 @@ class Live:
     before: set[str] = field(default_factory=set)
     kept: TokensMade | None = None
     flights: dict[tuple[str, str], None] = field(default_factory=dict)  # in order, so that a replay goes the same way
+    request_id: str = field(init=False)
+    modality: Modality = field(init=False)
 
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def modality(self) -> Modality:
-        return "multimodal" if self.request.images else "text"
+    def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
+        self.modality = "multimodal" if self.request.images else "text"
 
     @property
     def positions(self) -> int:
@@ -144,7 +142,7 @@ class Server:
     resume: Role = ALL_ROLES  # while it is not awake: what it was configured to do
     wake_ns: int = 0  # how long the last waking took until its first batch
     reason: str = ""  # of its last change
-    _view: InstanceView | None = None
+    known_view: InstanceView | None = None  # until something in it changes
 
     @property
     def decoding(self) -> int:
@@ -170,7 +168,7 @@ class Server:
         if not live.request.images:
             self.texts += 1
             self.texts_s += live.prefill_s
-        self._view = None
+        self.known_view = None
 
     def drop_prompt(self, live: Live) -> None:
         self.bar(live, False)
@@ -181,7 +179,7 @@ class Server:
         if not live.request.images:
             self.texts -= 1
             self.texts_s = self.texts_s - live.prefill_s if self.texts else 0.0
-        self._view = None
+        self.known_view = None
 
     def bar(self, live: Live, barred: bool) -> None:
         """Images of a prompt there are under way, or no longer."""
@@ -191,22 +189,22 @@ class Server:
         self.barred += sign
         self.barred_tokens += sign * live.charged_tokens
         self.barred_s = self.barred_s + sign * live.prefill_s if self.barred else 0.0
-        self._view = None
+        self.known_view = None
 
     def take_decode(self, live: Live) -> None:
         self.decodes[live.request_id] = live
         self.context_tokens += live.positions
-        self._view = None
+        self.known_view = None
 
     def drop_decode(self, live: Live) -> None:
         del self.decodes[live.request_id]
         self.context_tokens = max(0, self.context_tokens - live.positions) if self.decodes else 0
-        self._view = None
+        self.known_view = None
 
     def count_encode(self, images: int, seconds: float) -> None:
         self.encoding += images
         self.encode_s = max(0.0, self.encode_s + seconds) if self.encoding else 0.0
-        self._view = None
+        self.known_view = None
 
     def more_context(self, tokens: int) -> None:
         """Sequences that decode there got longer; a view learns of it when it is made next."""
@@ -214,24 +212,24 @@ class Server:
 
     def heard(self, status: TellStatus) -> None:
         self.status = status
-        self._view = None
+        self.known_view = None
 
     def renew(self, rates: StageRates) -> None:
         self.rates = rates
-        self._view = None
+        self.known_view = None
 
     def set_roles(self, roles: Role, now_ns: int) -> None:
         self.roles, self.asked_ns = roles, now_ns
-        self._view = None
+        self.known_view = None
 
     def set_group(self, group: Group) -> None:
         self.group = group
-        self._view = None
+        self.known_view = None
 
     def view(self) -> InstanceView:
-        if self._view is None:
+        if self.known_view is None:
             status = self.status
-            self._view = InstanceView(
+            self.known_view = InstanceView(
                 self.name,
                 self.roles,
                 self.prefill_tokens,
@@ -251,4 +249,4 @@ class Server:
                 self.texts,
                 self.texts_s,
             )
-        return self._view
+        return self.known_view

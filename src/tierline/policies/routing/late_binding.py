@@ -73,53 +73,59 @@ class LateBinding:
         own_s, tpot_s, modality = request.prefill_s, self.slo.tpot_ns / 1e9, request.modality
         # Deadlines of text are earlier than those of images, so it passes them at an instance as well as in the line here.
         passes = not request.images and self.by_deadline and self.slo.image_ttft_ns > self.slo.ttft_ns
-        making = request.images > 0
+        step_s, least_share, overlap = self.step_s, self.least_share, self.overlap
         cached, embedded = request.cached, request.embedded
         encode_token_s = request.encode_s / request.image_tokens if request.image_tokens else 0.0
         best, least = WAIT, float("inf")
         for each in instances:
             queued_s = each.prefill_s
             if passes:  # but the iteration that is under way
-                queued_s = each.texts_s + min(self.step_s, queued_s - each.barred_s - each.texts_s)
-            if each.decode_s > self.full_share * tpot_s:
-                continue
-            if making:
-                if each.barred >= self.most_barred:
-                    continue
-            else:
-                ready, ready_s = each.prompts - each.barred, queued_s - each.barred_s
-                if passes:
-                    ready, ready_s = each.texts, each.texts_s
-                if ready >= self.ahead_prompts and ready_s > self.ahead_s:
-                    continue
-            if each.total_blocks and (each.decoding or each.prompts):
-                needed = (each.prefill_tokens + request.prompt_tokens) / self.block_tokens
-                if each.free_blocks - needed < (1 - self.kv_share) * each.total_blocks:
-                    continue
+                others_s = queued_s - each.barred_s - each.texts_s
+                queued_s = each.texts_s + (others_s if others_s < step_s else step_s)
             work_s = own_s
-            if hit := cached.get(each.name, 0):
+            if cached and (hit := cached.get(each.name, 0)):
                 work_s -= self.trust * (own_s - self.rates.prefill_s(request.prompt_tokens, hit))
             if request.images:
                 work_s += request.encode_s - encode_token_s * embedded.get(each.name, 0)
-            share = max(self.least_share, 1 - each.decode_s / tpot_s)
-            ttft_s = (queued_s + work_s + self.overlap * each.encode_s) / share
+            share = 1 - each.decode_s / tpot_s
+            ttft_s = (queued_s + work_s + overlap * each.encode_s) / (share if share > least_share else least_share)
             if each.group != "shared" and each.group != modality:
                 ttft_s += self.cross_s
-            if ttft_s < least:
+            if ttft_s < least and self._has_room(each, request, queued_s, passes):
                 best, least = each.name, ttft_s
         return best
 
+    def _has_room(self, instance: InstanceView, request: RequestView, queued_s: float, passes: bool) -> bool:
+        if instance.decode_s > self.full_share * (self.slo.tpot_ns / 1e9):
+            return False
+        if request.images:
+            if instance.barred >= self.most_barred:
+                return False
+        else:
+            ready, ready_s = instance.prompts - instance.barred, queued_s - instance.barred_s
+            if passes:
+                ready, ready_s = instance.texts, instance.texts_s
+            if ready >= self.ahead_prompts and ready_s > self.ahead_s:
+                return False
+        if instance.total_blocks and (instance.decoding or instance.prompts):
+            needed = (instance.prefill_tokens + request.prompt_tokens) / self.block_tokens
+            return instance.free_blocks - needed >= (1 - self.kv_share) * instance.total_blocks
+        return True
+
     def _decode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         """Where the iterations are shortest with it; prompts there make them longer, up to the TPOT promised."""
-        tpot_s = self.slo.tpot_ns / 1e9
-
-        def iteration_s(each: InstanceView) -> tuple[float, float]:
-            if each.total_blocks and each.free_blocks < request.prompt_tokens / self.block_tokens:
-                return float("inf"), each.decode_s
-            chunk_s = min(each.prefill_s, max(0.0, tpot_s - each.decode_s))
-            return each.decode_s + chunk_s, each.decode_s
-
-        return min(instances, key=iteration_s).name
+        tpot_s, blocks = self.slo.tpot_ns / 1e9, request.prompt_tokens / self.block_tokens
+        best, least_s, alone_s = WAIT, float("inf"), float("inf")
+        for each in instances:
+            decode_s = iteration_s = each.decode_s
+            if each.total_blocks and each.free_blocks < blocks:
+                iteration_s = float("inf")
+            elif decode_s < tpot_s:
+                spare_s = tpot_s - decode_s
+                iteration_s += each.prefill_s if each.prefill_s < spare_s else spare_s
+            if iteration_s < least_s or (iteration_s == least_s and decode_s < alone_s):
+                best, least_s, alone_s = each.name, iteration_s, decode_s
+        return best
 
     def _encode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         """At home unless another's encoder is free so much earlier that the way pays."""
