@@ -99,8 +99,8 @@ def _waiting(state: InstanceState, ask_for_images: Callable[[sequences.Sequence]
         if each.request.images and each.asked_at != state.kv.forgotten:
             each.asked_at = state.kv.forgotten
             ask_for_images(each)  # of the prefix it counts on, a part may have been given up since
-        found = state.prefix(each)
-        view = each.view(state.pool, len(found) * block, state.kv.needed(len(each.tokens)) - state.kv.held(found))
+        found, needed = state.prefix(each), state.kv.needed(len(each.tokens))
+        view = each.view(state.pool, len(found) * block, needed - state.kv.held(found) if found else needed)
         if view.ready_tokens:
             seen += 1
         else:

@@ -58,14 +58,14 @@ class PrefixIndex:
 
 def keys_of(request: Request) -> tuple[int, ...]:
     """A key for each full block of the prompt: of all tokens up to its end, with the pictures in them."""
-    prompt, images = request.prompt, list(request.images)
+    prompt, images = request.prompt, request.images
     keys: list[int] = []
-    parent = 0
+    parent = image = 0
     for first in range(0, len(prompt) - BLOCK + 1, BLOCK):
-        pictures = []
-        while images and images[0].start < first + BLOCK:
-            pictures.append((images[0].content_hash, images[0].start))
-            images.pop(0)
-        parent = hash((parent, prompt[first : first + BLOCK], *pictures))
+        block: tuple[object, ...] = (parent, prompt[first : first + BLOCK])
+        while image < len(images) and images[image].start < first + BLOCK:
+            block += ((images[image].content_hash, images[image].start),)
+            image += 1
+        parent = hash(block)
         keys.append(parent)
     return tuple(keys)

@@ -107,16 +107,16 @@ class Sequence:
 
     def view(self, pool: Container[str], start: int, blocks_needed: int) -> SequenceView:
         """`start`: where computing would go on."""
-        request = self.request
+        request, left = self.request, len(self.tokens) - start
         return SequenceView(
-            request_id=request.request_id,
-            arrived_ns=request.arrived_ns,
-            priority=request.priority,
-            ready_tokens=self.ready_until(start, pool) - start,
-            left_tokens=len(self.tokens) - start,
-            context_tokens=start,
-            output_tokens=self.output_tokens,
-            blocks_needed=blocks_needed,
-            decoding=self.is_decoding,
-            has_images=bool(request.images),
+            self.request_id,
+            request.arrived_ns,
+            request.priority,
+            self.ready_until(start, pool) - start if request.images else left,
+            left,
+            start,
+            self.output_tokens,
+            blocks_needed,
+            self.is_decoding,
+            bool(request.images),
         )

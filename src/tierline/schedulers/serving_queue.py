@@ -46,7 +46,7 @@ class WaitingLine:
         entry = self._entries.pop(live.request_id, None)
         if entry is not None:
             line = self._lines[live.modality]
-            del line[bisect.bisect_left(line, entry[:2])]  # type: ignore[type-var]
+            del line[bisect.bisect_left(line, entry[:2])]
             left = self.prefill_s[live.modality] - live.prefill_s - live.encode_s
             self.prefill_s[live.modality] = left if line else 0.0
 
