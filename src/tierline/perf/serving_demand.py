@@ -161,18 +161,22 @@ class OutputHistory:
     lengths: deque[int] = field(default_factory=deque)
     _sorted: list[int] = field(default_factory=list)
     _tails: list[int] = field(default_factory=list)  # sums of `_sorted` from each place on
-    _stale: int = 0
+    _come: list[int] = field(default_factory=list)  # since `_sorted` was last brought up to date
+    _gone: list[int] = field(default_factory=list)
 
     REFRESH = 16
 
     def ended(self, output_tokens: int) -> None:
         self.lengths.append(output_tokens)
+        self._come.append(output_tokens)
         if len(self.lengths) > self.window:
-            self.lengths.popleft()
-        self._stale += 1
-        if self._stale >= self.REFRESH or len(self.lengths) <= self.REFRESH:
-            self._stale = 0
-            self._sorted = sorted(self.lengths)
+            self._gone.append(self.lengths.popleft())
+        if len(self._come) >= self.REFRESH or len(self.lengths) <= self.REFRESH:
+            self._sorted += self._come
+            self._sorted.sort()  # quick, for most of it is in order
+            for length in self._gone:
+                del self._sorted[bisect.bisect_left(self._sorted, length)]
+            self._come, self._gone = [], []
             self._tails = [*accumulate(reversed(self._sorted), initial=0)]
             self._tails.reverse()
 
