@@ -199,7 +199,7 @@ class DemandMeter:
     constant `tau_s`. `n = sum_r s_r exp(-(now - t_r) / tau) / tau` tends to arrival rate x mean service demand; before a
     `tau_s` has passed since the first request the time since then stands for it, so that it is not taken for too small."""
 
-    tau_s: float = 20.0
+    tau_s: float = 8.0
     encode: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
