@@ -418,17 +418,16 @@ class InstanceScheduler:
             state.out.append(RunStep(self._step, tuple(self._chunks)))
             return
         joined, left = lockstep.news()
-        context = most = 0
+        context, most = 0, 1
         if plan.together:
             if self._awaits_batch:
                 self._shown(Role.DECODE)
             context = lockstep.context
             quiet = not self._chunks and self._nobody_may_come and not any(each.ready_tokens for each in view.begun)
-            most = lockstep.most() if quiet else 1
+            if quiet:
+                most = lockstep.most()
             self._again = quiet and shares == (EVERY_DECODE,)
-        state.out.append(
-            RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most=max(1, most))
-        )
+        state.out.append(RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most))
 
     def _all_together(self, lockstep: Lockstep) -> bool:
         """Another iteration of nothing but all in lockstep, if it needs no decision."""
@@ -455,7 +454,7 @@ class InstanceScheduler:
         if self._lockstep and self._lockstep.members:
             members, others = len(self._lockstep.members), len(decoding)
             room = min(plan.budget, plan.seats - len(plan.chunks))
-            named = any(each.request_id in plan.chunks for each in decoding)
+            named = others and any(each.request_id in plan.chunks for each in decoding)
             if not named and members + others <= room and self._lockstep.may_run(others):
                 self._lockstep.begin()
                 plan.together = members

@@ -71,6 +71,8 @@ class Lockstep:
 
     def news(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
         """Who has joined, with its positions that have KV, and who has left, since this was last asked."""
+        if not self.joined and not self.left:
+            return (), ()
         joined, left = tuple(self.joined.items()), tuple(self.left)
         self.joined.clear()
         self.left.clear()

@@ -369,8 +369,11 @@ class ServingScheduler:
         if live.owner == server.name and message.tokens:
             self._past_prompt(server, live)
             self._not_held(live)  # it goes on there
-        live.early[message.first] = (message, logprobs)
-        while len(live.told) in live.early:
+        if message.first != len(live.told):
+            live.early[message.first] = (message, logprobs)
+        elif self._tell(server, live, message, logprobs):
+            return
+        while live.early and len(live.told) in live.early:
             if self._tell(server, live, *live.early.pop(len(live.told))):
                 return
         self._mend_gap(live)
@@ -382,13 +385,13 @@ class ServingScheduler:
             if holder := self._fleet.servers.get(name):
                 holder.more_context(len(message.tokens))
         made = TokensMade(
-            request_id=live.request_id,
-            first=message.first,
-            tokens=message.tokens,
-            logprobs=logprobs,
-            finish=message.finish,
-            cached_tokens=message.cached_tokens,
-            reason=message.reason,
+            live.request_id,
+            message.first,
+            message.tokens,
+            logprobs,
+            message.finish,
+            message.cached_tokens,
+            message.reason,
         )
         if self._may_keep(server, live, made):
             live.kept = made

@@ -56,10 +56,12 @@ class IterationTimer:
             assert count <= 1
             return self._start_ns + count * self._one_ns
         steps = stretch.done + count
+        if not steps:
+            return stretch.start_ns
         end_ns = stretch.ends.get(steps)
         if end_ns is None:
             seconds = self._times.decodes_s(stretch.decodes, stretch.context, steps)
-            end_ns = stretch.ends[steps] = stretch.start_ns + (_ns(seconds) if steps else 0)
+            end_ns = stretch.ends[steps] = stretch.start_ns + _ns(seconds)
         return end_ns
 
     def ended(self, now_ns: int, count: int, *, on_time: bool) -> None:
