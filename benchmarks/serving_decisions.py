@@ -58,10 +58,11 @@ class Load:
         self.owner: dict[str, str] = {}  # attempt -> instance
         for name, slot in slots.items():
             self.send(InstanceJoined(name, slot.roles))
-        while len(self.owner) < live:
-            before = len(self.owner)
+        while self.scheduler.live < live:
             self.submit()
-            if len(self.owner) == before:  # it waits for room: prompts are done, and decode on
+            if (
+                self.scheduler.waiting
+            ):  # for room: prompts are done, and decode on; who waits then finds all full of decodes
                 for attempt in [each for each in self.owner if self.prompting(each)]:
                     self.token(attempt)
 

@@ -43,12 +43,15 @@ class PrefixIndex:
         """By instance, how many tokens of the beginning it probably has."""
         found: dict[str, int] = {}
         having: set[str] | None = None
+        before: tuple[str, ...] = ()
         for place, key in enumerate(keys, 1):
             holders = self._holders.get(key)
             if holders is None:
                 break
-            now = {each for each in holders if each in alive}
-            having = now if having is None else having & now
+            if holders != before:
+                now = {each for each in holders if each in alive}
+                having = now if having is None else having & now
+                before = holders
             if not having:
                 break
             for name in having:

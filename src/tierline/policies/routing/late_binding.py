@@ -129,13 +129,15 @@ class LateBinding:
 
     def _encode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         """At home unless another's encoder is free so much earlier that the way pays."""
-        way_s = self.rates.transfer_base_s
-
-        def ends_s(each: InstanceView) -> float:
+        way_s, overlap = self.rates.transfer_base_s, self.overlap
+        best, least_s = WAIT, float("inf")
+        for each in instances:
             # Prompts without their images, the one's own among them, do not run beside it.
-            beside_s = self.overlap * (each.prefill_s - each.barred_s)
+            beside_s = overlap * (each.prefill_s - each.barred_s)
             if each.name == request.home:
-                return each.encode_s + max(0.0, beside_s - self.overlap * request.prefill_s)
-            return each.encode_s + beside_s + way_s
-
-        return min(instances, key=ends_s).name
+                ends_s = each.encode_s + max(0.0, beside_s - overlap * request.prefill_s)
+            else:
+                ends_s = each.encode_s + beside_s + way_s
+            if ends_s < least_s:
+                best, least_s = each.name, ends_s
+        return best
