@@ -18,9 +18,11 @@ from tierline.presets import Choice, preset_of
 from tierline.schedulers.instance_images import EVICTED
 from tierline.schedulers.instance_state import InstanceLimits
 from tierline.schedulers.serving import ServingScheduler
+from tierline.schedulers.serving_attempts import Attempts
 from tierline.schedulers.serving_elastic import Elastic
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
+from tierline.schedulers.serving_moves import Moves
 from tierline.schedulers.serving_state import Server
 from tierline.testing.serving import ServedCluster
 
@@ -268,15 +270,15 @@ def test_lives_see_every_action():
 def a_move_that_only_reports_success(monkeypatch):
     def move(self, live, to, reason):
         self._held.pop(live.request_id, None)
-        self._fleet.servers[live.owner].drop_decode(live)
+        self.fleet.servers[live.owner].drop_decode(live)
         to.take_decode(live)
         live.owner, live.held = to.name, False
 
-    monkeypatch.setattr(ServingScheduler, "_move", move)
+    monkeypatch.setattr(Moves, "_move", move)
 
 
 def a_lost_instance_whose_requests_are_not_sent_again(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_begin_anew", lambda self, live, reason: None)
+    monkeypatch.setattr(Attempts, "begin_anew", lambda self, live, reason: None)
 
 
 def flights_that_never_land(monkeypatch):
@@ -300,37 +302,37 @@ def tokens_told_as_they_come(monkeypatch):
         live = self._live.get(message.request_id.rpartition("#")[0])
         if live is not None and live.attempt == message.request_id:
             if live.owner == server.name and message.tokens:
-                self._past_prompt(server, live)
+                self._attempts.past_prompt(server, live)
             self._tell(server, live, message, logprobs)
 
     monkeypatch.setattr(ServingScheduler, "_tokens", tokens)
 
 
 def words_of_an_attempt_that_is_over(monkeypatch):
-    current = ServingScheduler._current
+    current = Attempts.current
 
     def any_attempt(self, server, attempt):
-        live = self._live.get(attempt.rpartition("#")[0])
+        live = self.live.get(attempt.rpartition("#")[0])
         return live if live is not None and live.owner else current(self, server, attempt)
 
-    monkeypatch.setattr(ServingScheduler, "_current", any_attempt)
+    monkeypatch.setattr(Attempts, "current", any_attempt)
 
 
 def attempts_that_are_not_called_off(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_call_off", lambda self, live: None)
+    monkeypatch.setattr(Attempts, "call_off", lambda self, live: None)
 
 
 def attempts_with_the_same_name(monkeypatch):
     def always_one(self, live, reason, only=None):
-        self._attempts = 0
+        self._number = 0
         return dispatch(self, live, reason, only)
 
-    dispatch = ServingScheduler._dispatch
-    monkeypatch.setattr(ServingScheduler, "_dispatch", always_one)
+    dispatch = Attempts.dispatch
+    monkeypatch.setattr(Attempts, "dispatch", always_one)
 
 
 def a_move_that_failed_and_is_still_waited_for(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_move_failed", lambda self, live, to: None)
+    monkeypatch.setattr(Moves, "failed", lambda self, live, to: None)
 
 
 def a_move_undone_that_is_counted_on(monkeypatch):
@@ -341,15 +343,15 @@ def a_move_undone_that_is_counted_on(monkeypatch):
             if live.held:
                 self._find_decoder(live)
 
-    monkeypatch.setattr(ServingScheduler, "_move_failed", failed)
+    monkeypatch.setattr(Moves, "failed", failed)
 
 
 def those_without_a_decoder_forgotten(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_has_room", lambda self, server: None)
+    monkeypatch.setattr(Moves, "has_room", lambda self, server: None)
 
 
 def those_without_a_home_forgotten(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_retry", lambda self: None)
+    monkeypatch.setattr(Attempts, "retry", lambda self: None)
 
 
 def stages_that_nobody_takes_over(monkeypatch):
@@ -365,7 +367,7 @@ def groups_that_may_lose_a_stage(monkeypatch):
 
 
 def those_who_wait_for_room_forgotten(monkeypatch):
-    monkeypatch.setattr(ServingScheduler, "_place_waiting", lambda self, server=None: None)
+    monkeypatch.setattr(Attempts, "place_waiting", lambda self, server=None: None)
 
 
 def instances_ended_with_their_work(monkeypatch):

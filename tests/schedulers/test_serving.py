@@ -38,7 +38,8 @@ from tierline.core.serving_events import (
 )
 from tierline.core.slo import Slo
 from tierline.policies.routing import make_routing
-from tierline.schedulers.serving import MAX_LOSSES, ServingScheduler
+from tierline.schedulers.serving import ServingScheduler
+from tierline.schedulers.serving_attempts import MAX_LOSSES
 
 STATUS = TellStatus(1, 0, 0, 0, 50, 100, 0, 0, 0, 0, 0, 1)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from tierline.core.errors import Overloaded
 from tierline.core.events import Event
@@ -30,15 +29,11 @@ from tierline.core.instance_actions import (
     TellTimes,
     TellTokens,
 )
-from tierline.core.request import Role, TokenLogprob, TokensMade
-from tierline.core.routing_view import Group, Modality, RoutingPolicy
+from tierline.core.request import TokenLogprob, TokensMade
+from tierline.core.routing_view import Group, RoutingPolicy
 from tierline.core.serving_actions import (
-    Answer,
-    AskPixels,
     CancelAttempt,
-    MoveAttempt,
     NotifyLost,
-    QueueAttempt,
     RecordServingRefusal,
     ServingAction,
     SleepInstance,
@@ -58,15 +53,16 @@ from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
 from tierline.perf.fitted_rates import ToldRates
 from tierline.perf.serving_demand import StageRates, UsesRates
+from tierline.schedulers.serving_answers import Answers
+from tierline.schedulers.serving_attempts import Attempts
 from tierline.schedulers.serving_elastic import NOT_AWAKE, Decision, Elastic, Elasticity
 from tierline.schedulers.serving_fleet import Fleet
 from tierline.schedulers.serving_images import ImageDispatch
+from tierline.schedulers.serving_moves import TRIES, Moves
 from tierline.schedulers.serving_queue import WaitingLine
 from tierline.schedulers.serving_state import Live, Server
 
-MAX_LOSSES = 5  # a request that was on so many instances when they died may be what kills them
 TICK_NS = 100_000_000  # for policies that have requests wait
-TRIES = 8  # so many of those that wait to be moved are sent to an instance that has told of its load
 
 
 class ServingScheduler:
@@ -74,8 +70,7 @@ class ServingScheduler:
     roles and the number of instances, within which limits (None = nobody but users). `times`: predictions of one device with
     the model (None = the order of magnitude of one, until instances tell how long things take there); `slo`: what was
     promised, for deadlines. `groups`: by the name of an instance's slot (`i3` of `i3~1`), the group that it begins in.
-    `keep_first`: the first token of an answer that goes on elsewhere is told with the second one, if its promise leaves the
-    time."""
+    `keep_first`: the first token of an answer that goes on elsewhere may be told with the second (`Answers`)."""
 
     def __init__(
         self,
@@ -92,11 +87,7 @@ class ServingScheduler:
         self._out: list[ServingAction] = []
         self._live: dict[str, Live] = {}
         self._homeless: dict[str, Live] = {}  # requests whose next stage no instance may do
-        self._held: dict[str, Live] = {}  # those that wait to be moved and are not under way
-        self._keep_first = keep_first
-        self._kept: dict[str, Live] = {}  # those whose first token is kept
         self.counts: Counter[str] = Counter()
-        self._news: dict[str, Server] = {}  # who may have room for a prompt since the last event
         self._slo = slo or Slo()
         self._routing = routing
         self.elasticity = elasticity or Elasticity()
@@ -108,8 +99,21 @@ class ServingScheduler:
         self._elastic = Elastic(
             self.elasticity, self._fleet, self._line, self._homeless, self._slo, self._out, self.counts
         )
+        self._answers = Answers(self._fleet, self._slo, self._out, keep_first)
+        self._moves = Moves(self._fleet, self._live, self._answers, self._out, self.counts)
+        self._attempts = Attempts(
+            fleet=self._fleet,
+            live=self._live,
+            line=self._line,
+            homeless=self._homeless,
+            images=self._images,
+            answers=self._answers,
+            moves=self._moves,
+            pressed=self._elastic.pressed,
+            out=self._out,
+            counts=self.counts,
+        )
         self._groups = dict(groups or {})
-        self._attempts = 0
 
     # --- questions
 
@@ -178,9 +182,7 @@ class ServingScheduler:
                 self._submitted(now_ns, event)
             case RequestAbandoned():
                 if gone := self._live.get(event.request_id):
-                    self._drop_kept(gone)
-                    self._call_off(gone)
-                    self._forget(gone)
+                    self._attempts.abandoned(gone)
             case InstanceJoined():
                 self._joined(event, now_ns)
             case InstanceLost():
@@ -193,15 +195,12 @@ class ServingScheduler:
             case RolesAsked():
                 self._roles_asked(now_ns, event)
             case MoveWanted():
-                self._move_wanted(event.request_id, event.to, "asked for")
+                self._moves.wanted(event.request_id, event.to, "asked for")
             case Tick():
                 self._tick(now_ns)
             case _:
                 raise AssertionError(f"{type(event).__name__} is not for the serving scheduler")
-        if self._news:
-            for server in self._news.values():
-                self._place_waiting(server)
-            self._news.clear()
+        self._attempts.place_where_news()
         if self._elastic.is_due(now_ns):
             self._look(now_ns)
         out = self._out[:]
@@ -213,23 +212,14 @@ class ServingScheduler:
         live = Live(request, frozenset(event.pixels), list(request.made), now_ns)
         live.deadline_ns = now_ns + self._slo.ttft_of(len(request.prompt), len(request.images))
         live.predict(self._rates)
-        self._live[live.request_id] = live
         self._elastic.arrived(live)
-        if self._line.count(live.modality):  # nobody passes those who wait, but in their order
-            self._line.add(live)
-            self._elastic.pressed()
-            if self._line.first(()) is live:
-                self._place_waiting()
-        else:
-            self._dispatch(live, "new")
+        self._attempts.arrived(live)
 
     def _tick(self, now_ns: int) -> None:
         self._line.reorder()
-        self._place_waiting()
-        for live in [each for each in self._kept.values() if now_ns + self.tick_ns > each.deadline_ns]:
-            self._tell_kept(live)
-        for live in list(islice(self._held.values(), TRIES)):
-            self._find_decoder(live)
+        self._attempts.place_waiting()
+        self._answers.tell_kept_before(now_ns + self.tick_ns)
+        self._moves.retry(TRIES)
         self._look(now_ns)
 
     def _look(self, now_ns: int) -> None:
@@ -237,11 +227,11 @@ class ServingScheduler:
         changed = False
         for proposal in self._elastic.look(now_ns):
             if isinstance(proposal, MoveRequest):
-                self._move_wanted(proposal.request_id, proposal.to, proposal.reason)
+                self._moves.wanted(proposal.request_id, proposal.to, proposal.reason)
             else:
                 changed |= self._elastic.apply(proposal)
         if changed:
-            self._retry()
+            self._attempts.retry()
         for server in self._elastic.emptied():
             self._images.forget(server)
             tell = StopInstance if server.state == "ending" else SleepInstance
@@ -252,27 +242,28 @@ class ServingScheduler:
             case TellTokens():
                 self._tokens(server, message, logprobs)
             case TellPrefilled():
-                if live := self._current(server, message.request_id):
-                    self._prefilled(server, live)
+                if live := self._attempts.current(server, message.request_id):
+                    self._attempts.past_prompt(server, live)
+                    self._moves.prefilled(live)
             case TellImagesNeeded():
-                if live := self._current(server, message.request_id):
+                if live := self._attempts.current(server, message.request_id):
                     actions, _, lacking = self._images.needed(live, server.name, message.hashes)
                     if lacking:
-                        self._ask_pixels(live, lacking)
+                        self._attempts.ask_pixels(live, lacking)
                     else:
                         self._out += actions
             case TellReturned():
-                if live := self._current(server, message.request_id):
-                    self._leave(live)
-                    self._dispatch(live, f"{server.name} gave it back: {message.reason}")
+                if live := self._attempts.current(server, message.request_id):
+                    self._attempts.leave(live)
+                    self._attempts.dispatch(live, f"{server.name} gave it back: {message.reason}")
             case TellMoved():
-                self._moved(server, message)
+                self._moves.moved(server, message)
             case TellMoveFailed():
-                if live := self._current(server, message.request_id):
-                    self._move_failed(live, message.to)
+                if live := self._attempts.current(server, message.request_id):
+                    self._moves.failed(live, message.to)
             case TellEmbeddings():
                 self._images.stored(server, message)
-                self._hear_of_room(server)
+                self._attempts.hear_of_room(server)
             case TellRoles():
                 if message.by_batch:
                     server.switches += 1
@@ -304,60 +295,12 @@ class ServingScheduler:
             if isinstance(policy, UsesRates):
                 policy.rates = rates
 
-    # --- requests
+    def _has_room(self, server: Server) -> None:
+        """An instance has told of its load, or of an end."""
+        self._attempts.hear_of_room(server)
+        self._moves.has_room(server)
 
-    def _current(self, server: Server, attempt: str) -> Live | None:
-        """The live request whose current attempt is this one at this server; an attempt that is over is called off."""
-        live = self._live.get(attempt.rpartition("#")[0])
-        if live is None or live.attempt != attempt:
-            self._out.append(CancelAttempt(server.name, attempt))
-            return None
-        return live if live.owner == server.name else None
-
-    def _dispatch(self, live: Live, reason: str, only: Server | None = None) -> bool:
-        """Send a request to prefill somewhere, its images first to encoders; False where it waits. `only`: nowhere else."""
-        images = live.request.images
-        able = self._fleet.able(Role.PREFILL)
-        if not able or (images and not self._fleet.able(Role.ENCODE)):
-            self._homeless[live.request_id] = live
-            self._line.remove(live)
-            self._elastic.pressed()
-            return False
-        server = self._fleet.pick(Role.PREFILL, live, [only] if only is not None else able)
-        if server is None:
-            if live.request_id not in self._line:
-                self._line.add(live)
-                self._elastic.pressed()
-            return False
-        self._line.remove(live)
-        self._attempts += 1
-        attempt = live.begin_attempt(self._attempts, server.name)
-        server.take_prompt(live)
-        self._fleet.sent(live, server)
-        hashes = dict.fromkeys(image.content_hash for image in images)
-        actions, expected, lacking = self._images.dispatch(live, server.name, hashes)
-        if lacking:
-            self._leave(live)
-            self._ask_pixels(live, lacking)
-            return True
-        self.counts["dispatched"] += 1
-        self._out.append(QueueAttempt(server.name, attempt, expected, reason))
-        self._out += actions
-        return True
-
-    def _place_waiting(self, server: Server | None = None) -> None:
-        """Those who wait for room, in their order, for as long as there is some (at `server`, if it alone has news)."""
-        full: set[Modality] = set()
-        if server is not None and (Role.PREFILL not in server.roles or server.name not in self._fleet.servers):
-            return
-        while (live := self._line.first(full)) is not None:
-            if not self._dispatch(live, "it has room", server) and live.request_id in self._line:
-                full.add(live.modality)
-
-    def _ask_pixels(self, live: Live, lacking: tuple[str, ...]) -> None:
-        self._call_off(live)
-        self._forget(live)
-        self._out.append(AskPixels(live.request_id, lacking))
+    # --- tokens
 
     def _tokens(self, server: Server, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> None:
         """Tokens of a moving attempt come from two instances; they are told in the order of their places."""
@@ -367,8 +310,8 @@ class ServingScheduler:
                 self._out.append(CancelAttempt(server.name, message.request_id))
             return
         if live.owner == server.name and message.tokens:
-            self._past_prompt(server, live)
-            self._not_held(live)  # it goes on there
+            self._attempts.past_prompt(server, live)
+            self._moves.not_held(live)  # it goes on there
         if message.first != len(live.told):
             live.early[message.first] = (message, logprobs)
         elif self._tell(server, live, message, logprobs):
@@ -376,7 +319,7 @@ class ServingScheduler:
         while live.early and len(live.told) in live.early:
             if self._tell(server, live, *live.early.pop(len(live.told))):
                 return
-        self._mend_gap(live)
+        self._attempts.mend_gap(live)
 
     def _tell(self, server: Server, live: Live, message: TellTokens, logprobs: tuple[TokenLogprob, ...]) -> bool:
         """Tell the client; whether that was the end."""
@@ -393,194 +336,14 @@ class ServingScheduler:
             message.cached_tokens,
             message.reason,
         )
-        if self._may_keep(server, live, made):
-            live.kept = made
-            self._kept[live.request_id] = live
-            return False
-        self._tell_kept(live)
-        self._answer(live, made)
+        self._answers.tell(server, live, made)
         if message.finish:
             self._elastic.ended(live)
-            self._forget(live)
+            self._attempts.forget(live)
             self._has_room(server)
         return message.finish is not None
 
-    def _answer(self, live: Live, made: TokensMade) -> None:
-        live.first_ns = live.first_ns or self._fleet.now_ns
-        self._out.append(Answer(made))
-
-    def _may_keep(self, server: Server, live: Live, made: TokensMade) -> bool:
-        """A move leaves a gap behind the first token, and answers of a few tokens would miss the TPOT by it. So the client is
-        told of that token when the answer goes on, as engines do whose decoders answer, unless it would come too late:
-        `deadline >= now + M(r) + 2 TPOT`."""
-        first = made.first == 0 and len(made.tokens) == 1 and not made.finish
-        if not (self._keep_first and first and live.owner == server.name) or Role.DECODE in server.roles:
-            return False
-        gap_ns = self._rates.move_s(live.positions) * 1e9 + 2 * self._slo.tpot_ns
-        return live.deadline_ns >= self._fleet.now_ns + gap_ns
-
-    def _tell_kept(self, live: Live) -> None:
-        if made := self._drop_kept(live):
-            self._answer(live, made)
-
-    def _drop_kept(self, live: Live) -> TokensMade | None:
-        self._kept.pop(live.request_id, None)
-        made, live.kept = live.kept, None
-        return made
-
-    def _mend_gap(self, live: Live) -> None:
-        """Tokens are missing that an instance made before the attempt moved on. If it is lost, so are they."""
-        if live.early and not all(name in self._fleet.servers for name in live.before):
-            self._begin_anew(live, "words of an instance that was lost are missing")
-
-    def _begin_anew(self, live: Live, reason: str) -> None:
-        """An instance was lost that the attempt needed."""
-        self._tell_kept(live)
-        self._call_off(live)
-        live.losses += 1
-        if live.losses < MAX_LOSSES:
-            self._leave(live)
-            self._dispatch(live, reason)
-            return
-        told = f"{live.losses} instances were lost while they worked on it"
-        self._out.append(Answer(TokensMade(live.request_id, len(live.told), (), finish="error", reason=told)))
-        self._forget(live)
-
-    def _past_prompt(self, server: Server, live: Live) -> None:
-        if not live.prefilled:
-            live.prefilled = True
-            server.drop_prompt(live)
-            server.take_decode(live)
-            self._hear_of_room(server)
-            self._images.release(live)
-
-    def _call_off(self, live: Live) -> None:
-        for name in (live.owner, live.moving_to):
-            if name in self._fleet.servers:
-                self._out.append(CancelAttempt(name, live.attempt))
-
-    def _leave(self, live: Live) -> None:
-        """The attempt is over, at its owner and on its way."""
-        self._tell_kept(live)
-        if server := self._fleet.servers.get(live.owner):
-            if live.prefilled:
-                server.drop_decode(live)
-            else:
-                server.drop_prompt(live)
-            self._hear_of_room(server)
-        if target := self._fleet.servers.get(live.moving_to):
-            target.drop_decode(live)
-        self._not_held(live)
-        self._images.release(live)
-        live.end_attempt()
-
-    def _forget(self, live: Live) -> None:
-        self._leave(live)
-        self._homeless.pop(live.request_id, None)
-        self._line.remove(live)
-        del self._live[live.request_id]
-
-    # --- moves
-
-    def _prefilled(self, server: Server, live: Live) -> None:
-        """Its owner says that it may not decode it, so it waits to be moved."""
-        self._past_prompt(server, live)
-        live.held = True
-        if live.moving_to:  # asked again: a preemption ends a move in silence; one that goes on is not changed by it
-            self._out.append(MoveAttempt(live.owner, live.attempt, live.moving_to, "its prompt is done"))
-        else:
-            self._find_decoder(live)
-
-    def _not_held(self, live: Live) -> None:
-        live.held = False
-        self._held.pop(live.request_id, None)
-
-    def _find_decoder(self, live: Live) -> None:
-        """Move one that is held, unless its owner may decode by now: it will go on there as soon as that hears of it."""
-        if Role.DECODE in self._fleet.servers[live.owner].roles:
-            self._not_held(live)
-            return
-        server = self._fleet.choose(Role.DECODE, live, apart_from=live.refused_by | {live.owner})
-        if server is None:
-            live.refused_by.clear()
-            self._held[live.request_id] = live
-            self._tell_kept(live)
-        else:
-            self._move(live, server, "its prompt is done")
-
-    def _has_room(self, server: Server) -> None:
-        """An instance has told of its load, or of an end: some of those that no instance would take are sent there."""
-        server.news += 1
-        self._hear_of_room(server)
-        if not self._held or Role.DECODE not in server.roles:
-            return
-        for live in list(islice(self._held.values(), TRIES)):
-            if live.owner != server.name and self._fleet.pick(Role.DECODE, live, [server]) is not None:
-                self._move(live, server, "it may have room again")
-
-    def _hear_of_room(self, server: Server) -> None:
-        if self._line:
-            self._news[server.name] = server
-
-    def _move(self, live: Live, to: Server, reason: str) -> None:
-        self._held.pop(live.request_id, None)
-        live.moving_to, live.news = to.name, to.news
-        to.take_decode(live)
-        self._out.append(MoveAttempt(live.owner, live.attempt, to.name, reason))
-
-    def _move_failed(self, live: Live, to: str) -> None:
-        self.counts["moves_failed"] += 1
-        if live.moving_to != to:
-            return
-        target = self._fleet.servers[to]
-        target.drop_decode(live)
-        live.moving_to = ""
-        if target.news == live.news:  # else it has told of room since, and may take it now
-            live.refused_by.add(to)
-        if live.held:
-            self._find_decoder(live)
-
-    def _moved(self, server: Server, message: TellMoved) -> None:
-        live = self._live.get(message.request_id.rpartition("#")[0])
-        if live is None or live.attempt != message.request_id or message.source != live.owner:
-            self._out.append(CancelAttempt(server.name, message.request_id))
-            return
-        if live.moving_to != server.name:  # asked for twice: the first order was refused, the second was not
-            if target := self._fleet.servers.get(live.moving_to):
-                target.drop_decode(live)
-            server.take_decode(live)
-        self._fleet.servers[live.owner].drop_decode(live)
-        live.before.add(live.owner)
-        live.owner, live.moving_to, live.held = server.name, "", False
-        live.refused_by.clear()
-        self.counts["moves"] += 1
-        if self._fleet.now_ns + self._slo.tpot_ns > live.deadline_ns:
-            self._tell_kept(live)
-
-    def _move_wanted(self, request_id: str, name: str, why: str) -> None:
-        live, to = self._live.get(request_id), self._fleet.servers.get(name)
-        reason = ""
-        if live is None or to is None:
-            reason = "there is no such request or instance"
-        elif not live.prefilled or live.moving_to or live.owner == to.name:
-            reason = "its prompt is not done, it is being moved, or it is there already"
-        elif Role.DECODE not in to.roles:
-            reason = f"{to.name} may not decode"
-        else:
-            self._move(live, to, why)
-            return
-        self._out.append(RecordServingRefusal(request_id, reason))
-
     # --- instances
-
-    def _retry(self) -> None:
-        """Instances may do other stages than before: those that wait for one may find it."""
-        for live in list(self._homeless.values()):
-            del self._homeless[live.request_id]
-            self._dispatch(live, "an instance may do its next stage")
-        self._place_waiting()
-        for live in list(self._held.values()):
-            self._find_decoder(live)
 
     def _joined(self, event: InstanceJoined, now_ns: int) -> None:
         self._elastic.joined(self._fleet.join(event.name, event.roles, self._group_of(event.name)))
@@ -591,7 +354,7 @@ class ServingScheduler:
         self._fleet.give_back_stages(now_ns)
         if stand_in:
             self._fleet.take_over_stages(now_ns)
-        self._retry()
+        self._attempts.retry()
 
     def _group_of(self, name: str) -> Group:
         """That of its slot: who comes in the place of one that was lost serves whom that served."""
@@ -605,16 +368,16 @@ class ServingScheduler:
         actions, lacking = self._images.instance_lost(name)
         self._out += actions
         for request_id, hashes in lacking.items():
-            self._ask_pixels(self._live[request_id], hashes)
+            self._attempts.ask_pixels(self._live[request_id], hashes)
         for live in list(self._live.values()):
             if live.owner == name:
-                self._begin_anew(live, f"{name} was lost")
+                self._attempts.begin_anew(live, f"{name} was lost")
             elif live.moving_to == name:
                 # It may have taken the attempt over already, and its word of that died with it.
-                self._begin_anew(live, f"{name} was lost while the request moved there")
+                self._attempts.begin_anew(live, f"{name} was lost while the request moved there")
             elif name in live.before:
-                self._mend_gap(live)
-        self._retry()
+                self._attempts.mend_gap(live)
+        self._attempts.retry()
 
     def _roles_asked(self, now_ns: int, event: RolesAsked) -> None:
         server = self._fleet.servers.get(event.name)
@@ -633,4 +396,4 @@ class ServingScheduler:
         server.configured = event.roles
         self._fleet.set_roles(server, event.roles, "asked for", now_ns)
         self._fleet.give_back_stages(now_ns)
-        self._retry()
+        self._attempts.retry()

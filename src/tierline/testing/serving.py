@@ -54,7 +54,8 @@ from tierline.core.serving_events import (
     Tick,
 )
 from tierline.schedulers.sequence import Phase
-from tierline.schedulers.serving import MAX_LOSSES, ServingScheduler
+from tierline.schedulers.serving import ServingScheduler
+from tierline.schedulers.serving_attempts import MAX_LOSSES
 from tierline.testing.fake_engine import Model, Payload
 from tierline.testing.fake_serving import SERVING
 from tierline.testing.instances import FakeCluster
