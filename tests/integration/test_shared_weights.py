@@ -25,7 +25,9 @@ START_S = 300
 @pytest.fixture
 def generator() -> Iterator[EngineGenerator]:
     failed: list[str] = []
-    made = build_generator(DeploymentOptions("tiny-vlm", instances=2, threads=1), failed.append)
+    made = build_generator(
+        DeploymentOptions("tiny-vlm", instances=2, threads=1, routing="round_robin"), failed.append
+    )
     try:
         wait_until(lambda: len(made.status()["instances"]) == 2 or bool(failed), "both instances are ready", START_S)
         assert not failed
@@ -57,8 +59,12 @@ def test_weights_are_mapped_once_for_all(generator: EngineGenerator) -> None:
 
     asyncio.run(both())
     file = TINY_VLM / "model.safetensors"
+    wait_until(
+        lambda: all(each["steps"] for each in generator.status()["instances"]),
+        "each instance has computed, so that its weights are really there",
+        START_S,
+    )
     for instance in generator.status()["instances"]:
-        assert instance["steps"], "each instance has computed, so that its weights are really there"
         mapped = mapped_bytes(instance["pid"], file)
         assert mapped["Shared_Clean"] > 0.5 * file.stat().st_size
         assert mapped["Private_Dirty"] == 0
