@@ -209,13 +209,13 @@ def test_an_instance_learns_how_long_its_iterations_take() -> None:
     nothing: Any = None
     learnt = OnlineTimes(TIMES)
     me = Instance("i0", scheduler, engine, nothing, nothing, {}, Port(), None, learnt)
-    policy = SloChunk(learnt, Slo(tpot_ns=40 * MS), tpot_share=0.95, credit=0.0, least_tokens=16)
-    assert policy._bearable(0, Decodes(1, 10), 0, 512, 1.0)[0] == 16, "32 beside four decodes take 46 ms"
+    policy = SloChunk(learnt, Slo(tpot_ns=40 * MS), tpot_share=0.95, credit_s=0.0, least_tokens=16)
+    assert policy._bearable(Decodes(1, 10), 0, 512, 1.0) == 16, "32 beside four decodes take 46 ms"
     me.deliver(ask("a", output=500))
     while me.has_step:
         me.step()
     assert learnt.iteration_s(BatchShape(decodes=1, decode_context=10)) < 0.5 * 0.011 and learnt.version > 0
-    assert policy._bearable(0, Decodes(1, 10), 0, 512, 1.0)[0] > 16
+    assert policy._bearable(Decodes(1, 10), 0, 512, 1.0) > 16
 
 
 def test_the_shape_of_an_iteration() -> None:

@@ -137,33 +137,45 @@ def slo_chunk(**options):
     return make_batching("slo_chunk", {"tpot_share": 1.0, **options}, LinearTimes(), slo)
 
 
-def tokens_of(policy, now_ms, *prompts, decodes=4, budget=4096, encoding=0):
+def tokens_of(policy, now_ms, *prompts, decodes=4, budget=4096, encoding=0, iterations=0, busy_ms=0):
     decoding = tuple(decode(f"d{at}") for at in range(decodes))
-    view = BatchView(now_ms * 1_000_000, decoding, prompts, 10**6, budget, 100, encoding)
+    ms = 1_000_000
+    view = BatchView(now_ms * ms, decoding, prompts, 10**6, budget, 100, encoding, iterations, busy_ms * ms)
     return {share.request_id: share.tokens for share in policy.compose(view) if share.request_id}
 
 
 def test_without_credit_a_chunk_keeps_the_tpot():
-    assert tokens_of(slo_chunk(credit=0.0), 0, prompt("p", 2000)) == {"p": 240}  # 5 ms of 10 are left, in steps of 16
+    assert tokens_of(slo_chunk(credit_s=0.0), 0, prompt("p", 2000)) == {"p": 240}  # 5 ms of 10 are left, in steps of 16
 
 
 def test_beside_the_encoder_a_chunk_leaves_time_for_both():
-    policy = slo_chunk(credit=0.0, beside=(1.25, 1.6))
+    policy = slo_chunk(credit_s=0.0, beside=(1.25, 1.6))
     assert tokens_of(policy, 0, prompt("p", 2000), encoding=1) == {"p": 144}  # 10 ms are 8 by itself, 3 of them for it
     assert tokens_of(policy, 0, prompt("p", 2000), encoding=5) == {"p": 64}  # 6.25 ms, and `least_tokens`
 
 
 def test_credit_is_spent_once_and_earned_again_by_short_iterations():
-    policy = slo_chunk(credit=2.0)
+    policy = slo_chunk(credit_s=0.02)
     assert tokens_of(policy, 0, prompt("p", 2000))["p"] > 1200  # 10 and 20 ms
-    assert tokens_of(policy, 30, prompt("q", 2000))["q"] <= 256  # it is spent
-    assert tokens_of(policy, 200, prompt("r", 2000))["r"] > 1200  # decodes alone took 5 ms instead of 10 since
+    assert tokens_of(policy, 30, prompt("q", 2000), iterations=1, busy_ms=30)["q"] <= 256  # it is spent
+    assert tokens_of(policy, 60, prompt("r", 2000), iterations=3, busy_ms=60)["r"] <= 256  # iterations of 15 ms: it still is
+    assert tokens_of(policy, 90, prompt("s", 2000), iterations=9, busy_ms=90)["s"] > 1200  # and these were of 5 instead of 10
 
 
-def test_a_small_prompt_spends_little():
-    policy = slo_chunk(credit=2.0)
+def test_what_an_iteration_took_counts_and_not_what_was_predicted():
+    policy = slo_chunk(credit_s=0.02)
     tokens_of(policy, 0, prompt("p", 300))
-    assert tokens_of(policy, 11, prompt("q", 2000))["q"] > 1100
+    assert tokens_of(policy, 11, prompt("q", 2000), iterations=1, busy_ms=11)["q"] > 1100
+    tokens_of(policy, 0, prompt("p", 300), iterations=1, busy_ms=11)
+    assert tokens_of(policy, 60, prompt("q", 2000), iterations=2, busy_ms=60)["q"] <= 256  # another took the device
+
+
+def test_a_pause_earns_nothing_and_an_instance_without_decodes_owes_nothing():
+    policy = slo_chunk(credit_s=0.02)
+    tokens_of(policy, 0, prompt("p", 2000))
+    assert tokens_of(policy, 900, prompt("q", 2000), iterations=1, busy_ms=30)["q"] <= 256
+    tokens_of(policy, 930, prompt("r", 100), decodes=0, iterations=2, busy_ms=60)
+    assert tokens_of(policy, 960, prompt("s", 2000), iterations=3, busy_ms=70)["s"] > 1200
 
 
 def test_alone_a_pressing_prompt_is_done_at_once_and_one_that_can_wait_in_chunks():

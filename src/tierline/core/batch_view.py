@@ -36,7 +36,8 @@ class Decodes(Struct, frozen=True):
 class BatchView(Struct, frozen=True):
     """An instance before an iteration. `running` in order of admission; `waiting` are the first of the queue (priority,
     then arrival), which may be longer; it is empty where the instance may not prefill. Limits: `token_budget` positions and
-    `sequence_limit` sequences an iteration. `encoding`: images that are being encoded here, or wait for that.
+    `sequence_limit` sequences an iteration. `encoding`: images that are being encoded here, or wait for that. `iterations`:
+    so many have ended here so far, and took `busy_ns` in sum.
 
     Both are made when they are looked at, and may be looked at within `compose` only. A policy that treats all decodes
     alike need not look at `running`: `decodes` and `begun` say as much at a cost that does not grow with their number.
@@ -49,6 +50,8 @@ class BatchView(Struct, frozen=True):
     token_budget: int
     sequence_limit: int
     encoding: int = 0
+    iterations: int = 0
+    busy_ns: int = 0
     known_begun: Sequence[SequenceView] | None = None
     known_decodes: Decodes | None = None
 

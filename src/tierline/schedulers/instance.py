@@ -106,7 +106,9 @@ class InstanceScheduler:
         self._lockstep = Lockstep(self._state, simulated.token) if simulated and simulated.lockstep else None
         self._tells_each = simulated is None
         self._step = 0
-        self._iterations = 0
+        self._iterations = 0  # that have ended, and the one under way
+        self._busy_ns = 0  # that those which have ended took
+        self._begun_ns = 0  # when the last was decided
         self._running = False  # an iteration is under way, and these are its chunks:
         self._chunks: list[Chunk] = []
         self._every: tuple[int, int] = (0, 0)  # of them those that `EVERY_DECODE` stands for
@@ -286,6 +288,7 @@ class InstanceScheduler:
         assert event.step == self._step, f"step {event.step} ended, {self._step} was under way"
         chunks, self._chunks, self._running = self._chunks, [], False
         self._iterations += event.count - 1
+        self._busy_ns += self._state.now_ns - self._begun_ns
         self._state.iteration_ended()
         sampled = dict(event.sampled)
         first, last = self._every
@@ -393,7 +396,9 @@ class InstanceScheduler:
         lockstep = self._lockstep
         if self._again and lockstep and self._nobody_may_come and self._all_together(lockstep):
             return
-        view = batch_view(state, lockstep, self._encoder.waiting, self._ask_for_images)
+        view = batch_view(
+            state, lockstep, self._encoder.waiting, (self._iterations, self._busy_ns), self._ask_for_images
+        )
         plan = _Plan(self._limits.token_budget, self._limits.sequence_limit)
         shares = self._policy.compose(view)
         for share in shares:
@@ -406,6 +411,7 @@ class InstanceScheduler:
         self._step += 1
         self._iterations += 1
         self._running, self._together, self._every = True, bool(plan.together), plan.every
+        self._begun_ns = state.now_ns
         self._chunks = list(plan.chunks.values())
         for chunk in self._chunks:
             sequence = state.sequences[chunk.request_id]
@@ -440,6 +446,7 @@ class InstanceScheduler:
         self._step += 1
         self._iterations += 1
         self._running = self._together = True
+        self._begun_ns = self._state.now_ns
         self._chunks, self._every = [], (0, 0)
         if self._awaits_batch:
             self._shown(Role.DECODE)

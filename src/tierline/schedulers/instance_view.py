@@ -60,9 +60,10 @@ def batch_view(
     state: InstanceState,
     lockstep: Lockstep | None,
     encoding: int,
+    iterations: tuple[int, int],
     ask_for_images: Callable[[sequences.Sequence], None],
 ) -> BatchView:
-    """The instance as it is now."""
+    """The instance as it is now. `iterations`: so many have ended, and took so many nanoseconds."""
     begun: list[SequenceView] = []
     count, context = (len(lockstep.members), lockstep.context) if lockstep else (0, 0)
     for each in state.one_by_one():
@@ -79,6 +80,8 @@ def batch_view(
         token_budget=state.limits.token_budget,
         sequence_limit=state.limits.sequence_limit,
         encoding=encoding,
+        iterations=iterations[0],
+        busy_ns=iterations[1],
         known_begun=begun,
         known_decodes=Decodes(count, context),
     )

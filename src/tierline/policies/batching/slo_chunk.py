@@ -25,15 +25,15 @@ BIG = 1 << 30
 @dataclass(slots=True)
 class SloChunk:
     """Idea: every decode goes on in every iteration, and prompts get as many tokens beside them as keep the predicted
-    iteration within the TPOT promised, on average: what iterations were shorter is credit for a longer one, so that a prompt
-    that comes to a quiet instance is done at once. The earliest deadline first, those that will be late anyway last, until
+    iteration within the TPOT promised, on average: what iterations were shorter pays for a longer one, so that a prompt that
+    comes to a quiet instance is done at once. The earliest deadline first, those that will be late anyway last, until
     they come again.
 
     Source: Sarathi-Serve (OSDI 2024) for chunks; FlowPrefill (2602.16603) for deadlines and slack.
-    Inputs: begun and waiting prompts, decodes in sum, budget, free blocks, predicted times. Memory: answers of `times`, until
-    these are fitted anew; the debt. Cost: one sort of the begun and the viewed waiting.
-    `tpot_share`: of the TPOT promised an iteration may take so much. `credit`: by so many times the TPOT promised iterations
-    may be longer in sum before shorter ones have made up for it. `least_tokens`: so many prompt tokens always go on, also
+    Inputs: begun and waiting prompts, decodes in sum, budget, free blocks, how long iterations took, predicted times. Memory:
+    answers of `times`, until these are fitted anew; the debt. Cost: one sort of the begun and the viewed waiting.
+    `tpot_share`: of the TPOT promised an iteration may take so much. `credit_s`: by so many seconds iterations may be longer
+    in sum before shorter ones have made up for it. `least_tokens`: so many prompt tokens always go on, also
     when the decodes alone take too long. `alone_tokens`: the chunk where nobody decodes; the longer it is, the longer an
     urgent prompt that comes now waits. `chunk_tokens`: the chunk beside decodes where there are no `times`. `beside`: so
     many times longer is an iteration beside one image that is encoded here, or beside more (`Overlap.slowdown` of a large
@@ -43,8 +43,8 @@ class SloChunk:
     chunked: ClassVar[bool] = True
     times: StageTimes | None = None
     slo: Slo = field(default_factory=Slo)
-    tpot_share: float = 0.8
-    credit: float = 4.0
+    tpot_share: float = 0.9
+    credit_s: float = 0.11
     least_tokens: int = 64
     alone_tokens: int = 768
     chunk_tokens: int = 512
@@ -53,10 +53,11 @@ class SloChunk:
     by_deadline: bool = True
     beside: tuple[float, float] = (1.4, 1.8)
     _rates: StageRates | None = None
-    _allowed: dict[tuple[int, int, int, int, int], tuple[int, float]] = field(default_factory=dict)
+    _allowed: dict[tuple[int, int, int, int, int], int] = field(default_factory=dict)
     _version: int = 0  # of `times`, that the above are from
-    _debt_s: float = 0.0  # by so much iterations with prompts were longer, less what those without were shorter,
-    _since_ns: int = 0  # when the last with prompts was to end
+    _debt_s: float = 0.0  # by so much iterations were longer than the share of the TPOT, less what others were shorter,
+    _iterations: int = 0  # until so many had ended,
+    _busy_ns: int = 0  # and had taken so long
 
     def compose(self, view: BatchView) -> tuple[Share, ...]:
         decodes, begun = view.decodes, view.begun
@@ -72,14 +73,14 @@ class SloChunk:
             prompts.sort(key=lambda each: self._place(each, view.now_ns))
         if not prompts:
             return tuple(shares)
+        seats, free = view.sequence_limit - decodes.count - len(begun), view.free_blocks
         room = view.token_budget - decodes.count
+        self._account(view)
         if decodes.count:
             slow = self.beside[min(1, view.encoding - 1)] if view.encoding else 1.0
-            budget, long_s = self._bearable(view.now_ns, decodes, prompts[0].context_tokens, room, slow)
+            budget = self._bearable(decodes, prompts[0].context_tokens, room, slow)
         else:
-            budget, long_s = min(room, self._alone(view.now_ns, prompts[0])), 0.0
-        allowed = budget
-        seats, free = view.sequence_limit - decodes.count - len(begun), view.free_blocks
+            budget = min(room, self._alone(view.now_ns, prompts[0]))
         for sequence in prompts:
             if budget <= 0:
                 break
@@ -91,9 +92,14 @@ class SloChunk:
             tokens = min(sequence.ready_tokens, budget)
             shares.append(Share(sequence.request_id, tokens))
             budget -= tokens
-        if long_s and budget < allowed:
-            self._owe(view.now_ns, decodes, long_s, (allowed - budget) / allowed, slow)
         return tuple(shares)
+
+    def _account(self, view: BatchView) -> None:
+        """What iterations took since is owed or paid back; where nobody decodes, nobody is owed."""
+        promised_s = (view.iterations - self._iterations) * self.tpot_share * self.slo.tpot_ns / 1e9
+        taken_s = (view.busy_ns - self._busy_ns) / 1e9
+        self._debt_s = max(0.0, self._debt_s + taken_s - promised_s) if view.decodes.count else 0.0
+        self._iterations, self._busy_ns = view.iterations, view.busy_ns
 
     def _place(self, sequence: SequenceView, now_ns: int) -> tuple[float, float]:
         positions = sequence.context_tokens + sequence.left_tokens
@@ -111,7 +117,6 @@ class SloChunk:
 
     def _alone(self, now_ns: int, first: SequenceView) -> int:
         """Tokens of an iteration without decodes: all of the first prompt where that presses, so that it is done at once."""
-        self._debt_s = 0.0
         if not self.by_deadline:
             return BIG
         hopeless, deadline_ns = self._place(first, now_ns)
@@ -119,18 +124,14 @@ class SloChunk:
         presses = not hopeless and waits_ns < self.slo.ttft_ns
         return max(self.alone_tokens, first.ready_tokens) if presses else self.alone_tokens
 
-    def _bearable(self, now_ns: int, decodes: Decodes, cached_tokens: int, most: int, slow: float) -> tuple[int, float]:
+    def _bearable(self, decodes: Decodes, cached_tokens: int, most: int, slow: float) -> int:
         """Prompt tokens that keep the iteration within the TPOT promised and the credit: the largest such multiple of
-        `TOKENS_STEP`, at least `least_tokens`; and how long it will be with them (0 = no matter)."""
+        `TOKENS_STEP`, at least `least_tokens`."""
         if self.times is None:
-            return min(most, self.chunk_tokens), 0.0
+            return min(most, self.chunk_tokens)
         if isinstance(self.times, OnlineTimes) and self.times.version != self._version:
             self._version, self._allowed, self._rates = self.times.version, {}, None
-        tpot_s = self.slo.tpot_ns / 1e9
-        decode_s, over_s = self._decode_s(decodes), max(0, now_ns - self._since_ns) / 1e9
-        self._debt_s = max(0.0, self._debt_s - over_s * (self.tpot_share * tpot_s / decode_s - 1))
-        self._since_ns = max(now_ns, self._since_ns)
-        bound_s = (self.tpot_share * tpot_s + max(0.0, self.credit * tpot_s - self._debt_s)) / slow
+        bound_s = (self.tpot_share * self.slo.tpot_ns / 1e9 + max(0.0, self.credit_s - self._debt_s)) / slow
         key = (
             -(-decodes.count // DECODES_STEP),
             -(-decodes.context_tokens // CONTEXT_STEP),
@@ -148,17 +149,7 @@ class SloChunk:
             self._rates = StageRates.of(self.times) if self.times is not None else StageRates()
         return self._rates
 
-    def _decode_s(self, decodes: Decodes) -> float:
-        return self._rates_of().decode_s(decodes.count, decodes.context_tokens)
-
-    def _owe(self, now_ns: int, decodes: Decodes, long_s: float, part: float, slow: float) -> None:
-        """The iteration has so great a part of the tokens with which it would take `long_s`."""
-        decode_s = self._decode_s(decodes)
-        iteration_s = slow * (decode_s + part * max(0.0, long_s - decode_s))
-        self._debt_s = max(0.0, self._debt_s + iteration_s - self.tpot_share * self.slo.tpot_ns / 1e9)
-        self._since_ns = now_ns + round(iteration_s * 1e9)
-
-    def _search(self, decodes: int, context: int, cached: int, most: int, bound: int) -> tuple[int, float]:
+    def _search(self, decodes: int, context: int, cached: int, most: int, bound: int) -> int:
         assert self.times is not None
 
         def iteration_s(tokens: int) -> float:
@@ -173,5 +164,4 @@ class SloChunk:
                 low = middle
             else:
                 high = middle - 1
-        tokens = min(most, max(low * TOKENS_STEP, self.least_tokens))
-        return tokens, iteration_s(tokens)
+        return min(most, max(low * TOKENS_STEP, self.least_tokens))

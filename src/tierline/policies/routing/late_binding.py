@@ -39,9 +39,10 @@ class LateBinding:
     cross_s: float = 0.002
     step_s: float = 0.05
     kv_share: float = 0.95
-    overlap: float = 0.5
+    overlap: float = 0.75
     least_share: float = 0.1
     full_share: float = 0.6
+    filled_share: float = 0.7
     trust: float = 0.9
     patience_ns: int = 10_000_000_000
     priority_ns: int = 1_000_000_000
@@ -80,7 +81,7 @@ class LateBinding:
         for each in instances:
             queued_s = each.prefill_s
             if passes:  # but the iteration that is under way
-                others_s = queued_s - each.barred_s - each.texts_s
+                others_s = queued_s - each.texts_s
                 queued_s = each.texts_s + (others_s if others_s < step_s else step_s)
             work_s = own_s
             if cached and (hit := cached.get(each.name, 0)):
@@ -114,14 +115,14 @@ class LateBinding:
 
     def _decode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         """Where the iterations are shortest with it; prompts there make them longer, up to the TPOT promised."""
-        tpot_s, blocks = self.slo.tpot_ns / 1e9, request.prompt_tokens / self.block_tokens
+        filled_s, blocks = self.filled_share * self.slo.tpot_ns / 1e9, request.prompt_tokens / self.block_tokens
         best, least_s, alone_s = WAIT, float("inf"), float("inf")
         for each in instances:
             decode_s = iteration_s = each.decode_s
             if each.total_blocks and each.free_blocks < blocks:
                 iteration_s = float("inf")
-            elif decode_s < tpot_s:
-                spare_s = tpot_s - decode_s
+            elif decode_s < filled_s:
+                spare_s = filled_s - decode_s
                 iteration_s += each.prefill_s if each.prefill_s < spare_s else spare_s
             if iteration_s < least_s or (iteration_s == least_s and decode_s < alone_s):
                 best, least_s, alone_s = each.name, iteration_s, decode_s
