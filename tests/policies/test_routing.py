@@ -169,6 +169,20 @@ def test_an_instance_full_of_decodes_gets_no_prompt():
     assert policy.choose(Role.PREFILL, (full, bare), text, 0) == "i0"
 
 
+def test_text_goes_where_no_image_is_under_way():
+    text = RequestView("t", prompt_tokens=1000, prefill_s=0.02)
+    assert binding().choose(Role.PREFILL, (busy("i0", prompts=1, barred=1), busy("i1")), text, 0) == "i1"
+
+
+def test_decodes_gather_where_no_prompts_are_but_only_so_far():
+    answer = RequestView("a", prompt_tokens=100)
+    prompts = replace(busy("prompts", prompts=3), decoding=60, decode_s=0.009)
+    quiet = replace(busy("quiet"), decoding=100, decode_s=0.012)
+    policy = binding()  # 20 ms promised; prompts make iterations 14 ms long
+    assert policy.choose(Role.DECODE, (prompts, quiet), answer, 0) == "quiet"
+    assert policy.choose(Role.DECODE, (prompts, replace(quiet, decode_s=0.015)), answer, 0) == "prompts"
+
+
 def test_a_request_with_images_is_bound_at_once_so_that_they_are_encoded_meanwhile():
     images = RequestView("m", prompt_tokens=1000, image_tokens=500, images=1, prefill_s=0.02, encode_s=0.01)
     assert binding().choose(Role.PREFILL, (busy("i0", prompts=3), busy("i1", prompts=5)), images, 0) == "i0"

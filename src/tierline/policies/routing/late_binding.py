@@ -24,9 +24,10 @@ class LateBinding:
     `ahead_s`: prompt seconds that an instance may have, what it computes included; `ahead_prompts` it may have in any case,
     so that it is not idle while word of an end is under way. `most_barred`: prompts that it may have whose images are still
     being encoded; these do not count. `cross_s`: how much later the first token may be before an instance of the other
-    group is taken. `full_share`: of the TPOT promised, beyond which an instance's decodes leave no time for
-    prompts. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`: how far the encoder
-    slows iterations of the same device down (0 = not at all).
+    group is taken. `full_share`: of the TPOT promised, beyond which an instance's decodes leave no time for prompts.
+    `filled_share`: of it, to which prompts lengthen the iterations of one that decodes. `kv_share`: of the blocks that may
+    be in use before no prompt comes. `overlap`: how far the encoder slows iterations of the same device down (0 = not at
+    all).
     """
 
     late: ClassVar[bool] = True
@@ -80,7 +81,7 @@ class LateBinding:
         best, least = WAIT, float("inf")
         for each in instances:
             queued_s = each.prefill_s
-            if passes:  # but the iteration that is under way
+            if passes:  # but the iteration that is under way, or that an image is about to begin
                 others_s = queued_s - each.texts_s
                 queued_s = each.texts_s + (others_s if others_s < step_s else step_s)
             work_s = own_s
@@ -114,7 +115,7 @@ class LateBinding:
         return True
 
     def _decode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
-        """Where the iterations are shortest with it; prompts there make them longer, up to the TPOT promised."""
+        """Where the iterations are shortest with it; prompts there make them longer, up to `filled_share`."""
         filled_s, blocks = self.filled_share * self.slo.tpot_ns / 1e9, request.prompt_tokens / self.block_tokens
         best, least_s, alone_s = WAIT, float("inf"), float("inf")
         for each in instances:
