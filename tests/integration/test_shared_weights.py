@@ -25,9 +25,7 @@ START_S = 300
 @pytest.fixture
 def generator() -> Iterator[EngineGenerator]:
     failed: list[str] = []
-    made = build_generator(
-        DeploymentOptions("tiny-vlm", instances=2, threads=1, routing="round_robin"), failed.append
-    )
+    made = build_generator(DeploymentOptions("tiny-vlm", instances=2, threads=1, routing="round_robin"), failed.append)
     try:
         wait_until(lambda: len(made.status()["instances"]) == 2 or bool(failed), "both instances are ready", START_S)
         assert not failed

@@ -158,8 +158,12 @@ def test_credit_is_spent_once_and_earned_again_by_short_iterations():
     policy = slo_chunk(credit_s=0.02)
     assert tokens_of(policy, 0, prompt("p", 2000))["p"] > 1200  # 10 and 20 ms
     assert tokens_of(policy, 30, prompt("q", 2000), iterations=1, busy_ms=30)["q"] <= 256  # it is spent
-    assert tokens_of(policy, 60, prompt("r", 2000), iterations=3, busy_ms=60)["r"] <= 256  # iterations of 15 ms: it still is
-    assert tokens_of(policy, 90, prompt("s", 2000), iterations=9, busy_ms=90)["s"] > 1200  # and these were of 5 instead of 10
+    assert (
+        tokens_of(policy, 60, prompt("r", 2000), iterations=3, busy_ms=60)["r"] <= 256
+    )  # iterations of 15 ms: it still is
+    assert (
+        tokens_of(policy, 90, prompt("s", 2000), iterations=9, busy_ms=90)["s"] > 1200
+    )  # and these were of 5 instead of 10
 
 
 def test_what_an_iteration_took_counts_and_not_what_was_predicted():
