@@ -382,7 +382,7 @@ def test_steady_tpot():
     [
         (0.5, 0.5, 25, 8),  # light: prompts hardly disturb
         (5.0, 1.0, 25, 3),  # they would: three decode
-        (5.0, 1.0, 100, 8),  # nobody has promised as much
+        (5.0, 1.0, 300, 8),  # nobody has promised as much
         (6.0, 6.0, 11, 8),  # no half of them could keep that: all help
     ],
 )

@@ -13,6 +13,7 @@ from tierline.core.routing_view import WAIT, InstanceView, RequestView
 from tierline.core.serving_actions import QueueAttempt
 from tierline.core.serving_events import InstanceJoined, InstanceSaid, RequestSubmitted
 from tierline.core.slo import Slo
+from tierline.perf.serving_demand import StageRates
 from tierline.policies.routing import POLICIES, make_routing
 from tierline.schedulers.serving import ServingScheduler
 
@@ -161,12 +162,18 @@ def test_text_passes_images_at_an_instance_but_waits_for_text():
 
 def test_an_instance_full_of_decodes_gets_no_prompt():
     text, bare = RequestView("t", prompt_tokens=1000, prefill_s=0.02), busy("i0")
-    full = replace(busy("i1"), decoding=200, decode_s=0.013)
-    policy = binding()  # 20 ms promised
+    policy = binding(rates=StageRates(decode_base_s=0.008))  # 20 ms promised
+    full = replace(busy("i1"), decoding=200, decode_s=0.014)
     assert policy.choose(Role.PREFILL, (full,), text, 0) == WAIT
     assert policy.choose(Role.PREFILL, (full, busy("i0", prompts=1, texts=1)), text, 0) == "i0"
-    assert policy.choose(Role.PREFILL, (replace(full, decode_s=0.011),), text, 0) == "i1"
+    assert policy.choose(Role.PREFILL, (replace(full, decode_s=0.013),), text, 0) == "i1"
     assert policy.choose(Role.PREFILL, (full, bare), text, 0) == "i0"
+
+
+def test_a_promise_hardly_longer_than_a_decode_still_lets_prompts_in():
+    text = RequestView("t", prompt_tokens=1000, prefill_s=0.02)
+    policy = binding(rates=StageRates(decode_base_s=0.018))  # 20 ms promised
+    assert policy.choose(Role.PREFILL, (replace(busy("i0"), decoding=1, decode_s=0.018),), text, 0) == "i0"
 
 
 def test_text_goes_where_no_image_is_under_way():

@@ -24,8 +24,8 @@ class LateBinding:
     `ahead_s`: prompt seconds that an instance may have, what it computes included; `ahead_prompts` it may have in any case,
     so that it is not idle while word of an end is under way. `most_barred`: prompts that it may have whose images are still
     being encoded; these do not count. `cross_s`: how much later the first token may be before an instance of the other
-    group is taken. `full_share`: of the TPOT promised, beyond which an instance's decodes leave no time for prompts.
-    `filled_share`: of it, to which prompts lengthen the iterations of one that decodes. `kv_share`: of the blocks that may
+    group is taken. `full_share`: of the time that the TPOT promised leaves beside one decode, beyond which an instance's
+    decodes leave none for prompts. `filled_share`: of that TPOT, to which prompts lengthen the iterations of one that decodes. `kv_share`: of the blocks that may
     be in use before no prompt comes. `overlap`: how far the encoder slows iterations of the same device down (0 = not at
     all).
     """
@@ -42,7 +42,7 @@ class LateBinding:
     kv_share: float = 0.95
     overlap: float = 0.75
     least_share: float = 0.1
-    full_share: float = 0.6
+    full_share: float = 0.45
     filled_share: float = 0.7
     trust: float = 0.9
     patience_ns: int = 10_000_000_000
@@ -98,7 +98,8 @@ class LateBinding:
         return best
 
     def _has_room(self, instance: InstanceView, request: RequestView, queued_s: float, passes: bool) -> bool:
-        if instance.decode_s > self.full_share * (self.slo.tpot_ns / 1e9):
+        base_s = self.rates.decode_base_s
+        if instance.decode_s > base_s + self.full_share * (self.slo.tpot_ns / 1e9 - base_s):
             return False
         if request.images:
             if instance.barred >= self.most_barred:

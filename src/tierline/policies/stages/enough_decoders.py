@@ -29,17 +29,14 @@ class EnoughDecoders:
 
     Source: ours (design, "What a first study found": EP | D merged); DistServe's (OSDI 2024) placement, done at run time.
     Inputs: demand by stage, contexts, TPOT promised. Memory: none. Cost: instances.
-    `mixed_share`: of the TPOT promised, up to where all do everything; `tight_share` where that is less than `move_steps`
-    iterations, which a move from prompt to decode takes, so that answers of a few tokens would miss it. `tpot_share`: up to
-    where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be taken. `least_share`: of
+    `mixed_share`: of the time that the TPOT promised leaves beside one decode, up to where all do everything. `tpot_share`:
+    of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be taken. `least_share`: of
     the instances decode at least. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an
     image costs iterations beside it so much of its time.
     """
 
     rates: StageRates = field(default_factory=StageRates)
-    mixed_share: float = 0.6
-    tight_share: float = 0.8
-    move_steps: float = 2.5
+    mixed_share: float = 0.15
     tpot_share: float = 0.85
     seats: int = 256
     seats_share: float = 0.85
@@ -85,8 +82,8 @@ class EnoughDecoders:
         prompts = weight * sum(each.prefill + self.encode_weight * each.encode for each in demands)
         promised_s = view.slo.tpot_ns / 1e9
         mixed_s = steady_tpot_s(tokens_per_s / count, context, prompts / count, self.rates)
-        tight = promised_s < self.move_steps * self.rates.decode_base_s
-        if mixed_s <= (self.tight_share if tight else self.mixed_share) * promised_s:
+        base_s = self.rates.decode_base_s
+        if mixed_s <= base_s + self.mixed_share * (promised_s - base_s):
             return count
         for fewer in range(max(1, round(self.least_share * count)), count // 2 + 1):
             tpot_s = steady_tpot_s(tokens_per_s / fewer, context, 0.0, self.rates)
