@@ -36,7 +36,7 @@ class LateBinding:
     slo: Slo = field(default_factory=Slo)
     ahead_s: float = 0.05
     ahead_prompts: int = 2
-    most_barred: int = 16
+    most_barred: int = 2
     cross_s: float = 0.002
     step_s: float = 0.05
     kv_share: float = 0.95
