@@ -15,6 +15,7 @@ from tierline.core.errors import DaemonUnavailable, InvalidInput
 from tierline.core.served_trace import TracedImage, TracedRequest
 from tierline.testing.scripted_server import Scripted, answer, error, event, pixels, streamed, words
 from tierline.workloads.replay_client import Progress, Replay, ReplayOptions, replay
+from tierline.workloads.replaying import http
 from tierline.workloads.replaying.answer import Answer
 from tierline.workloads.replaying.compose import Composer
 from tierline.workloads.replaying.http import Address
@@ -243,7 +244,8 @@ def test_speed_moves_when_requests_are_due() -> None:
         assert [each.outcome.arrived_ns for each in found.sent] == [0, 10 * MS, 25 * MS]
 
 
-def test_connections_are_kept_and_replaced_when_the_server_closed_them() -> None:
+def test_connections_are_kept_and_replaced_when_the_server_closed_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_S", 600.0)  # however slow this machine is
     with Scripted() as server:
         run(server, [text(20 * n) for n in range(10)], max_in_flight=1)
         assert server.connections == 1
