@@ -106,6 +106,7 @@ class Scripted:
 
     async def _serve(self) -> None:
         self._loop, self._stop, self._came = asyncio.get_running_loop(), asyncio.Event(), asyncio.Condition()
+        self._writers: list[asyncio.StreamWriter] = []
         server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._ready.set()
@@ -117,10 +118,13 @@ class Scripted:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
         await server.wait_closed()
+        for writer in self._writers:
+            writer.transport.abort()  # closed ones too: what a slow client has not read yet holds them open
         await _turns()  # the transports' own ends
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
