@@ -37,7 +37,7 @@ class EnoughDecoders:
 
     rates: StageRates = field(default_factory=StageRates)
     mixed_share: float = 0.15
-    tpot_share: float = 0.85
+    tpot_share: float = 0.95
     seats: int = 256
     seats_share: float = 0.85
     least_share: float = 0.375
