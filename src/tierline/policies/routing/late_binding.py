@@ -99,7 +99,9 @@ class LateBinding:
 
     def _has_room(self, instance: InstanceView, request: RequestView, queued_s: float, passes: bool) -> bool:
         base_s = self.rates.decode_base_s
-        spare_s = self.slo.tpot_ns / 1e9 - base_s  # where it is negative no decode can be in time, and none is waited for
+        spare_s = (
+            self.slo.tpot_ns / 1e9 - base_s
+        )  # where it is negative no decode can be in time, and none is waited for
         if spare_s > 0.0 and instance.decode_s > base_s + self.full_share * spare_s:
             return False
         if request.images:
