@@ -25,9 +25,9 @@ class LateBinding:
     so that it is not idle while word of an end is under way. `most_barred`: prompts that it may have whose images are still
     being encoded; these do not count. `cross_s`: how much later the first token may be before an instance of the other
     group is taken. `full_share`: of the time that the TPOT promised leaves beside one decode, beyond which an instance's
-    decodes leave none for prompts. `filled_share`: of that TPOT, to which prompts lengthen the iterations of one that decodes. `kv_share`: of the blocks that may
-    be in use before no prompt comes. `overlap`: how far the encoder slows iterations of the same device down (0 = not at
-    all).
+    decodes leave none for prompts. `filled_share`: of that TPOT, to which prompts lengthen the iterations of one that
+    decodes. `kv_share`: of the blocks that may be in use before no prompt comes. `overlap`: how far the encoder slows
+    iterations of the same device down (0 = not at all).
     """
 
     late: ClassVar[bool] = True

@@ -30,9 +30,9 @@ class EnoughDecoders:
     Source: ours (design, "What a first study found": EP | D merged); DistServe's (OSDI 2024) placement, done at run time.
     Inputs: demand by stage, contexts, TPOT promised. Memory: none. Cost: instances.
     `mixed_share`: of the time that the TPOT promised leaves beside one decode, up to where all do everything. `tpot_share`:
-    of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be taken. `least_share`: of
-    the instances decode at least. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an
-    image costs iterations beside it so much of its time.
+    of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be
+    taken. `least_share`: of the instances decode at least. `margin`: so much more or less demand must ask for a change as
+    well. `encode_weight`: an image costs iterations beside it so much of its time.
     """
 
     rates: StageRates = field(default_factory=StageRates)
