@@ -459,6 +459,38 @@ void nobody_is_blamed_for_who_had_its_slot_before() {
     CHECK(bench.region->waited_for_ns[b][a] == 0);
 }
 
+// A process may die between any two stores. What it had half put in or taken out is not in flight, whatever an earlier owner
+// of the slot left in the queue, and no stream is busy after its client has gone.
+void a_change_left_half_done_is_repaired() {
+    for (int torn = 0; torn < 3; ++torn) {
+        Bench bench(strict());
+        const int row = bench.kernel("k", 300'000, 300'000, 1000);
+        const int before = bench.admission.join("before", Priority::best_effort, 0, 0, 0);
+        const int stream = bench.admission.open_stream(before, 1);
+        Stream& slot = bench.region->streams[stream];
+        Ticket ticket;
+        for (int index = 0; index < 5; ++index) {
+            if (ticket.seq != 0) bench.end(stream, ticket.seq, 0);
+            ticket = bench.launch(before, stream, row, 0);
+        }
+        const std::array<Queued, kQueue> former = slot.queue;
+        bench.admission.leave(before, 1);
+        slot.queue = former;  // an end by a build that does not wipe, or one whose wiping had not reached the memory
+        const int client = bench.admission.join("client", Priority::best_effort, 0, 0, 2);
+        CHECK(bench.admission.open_stream(client, 1) == stream);
+        const Ticket first = bench.launch(client, stream, row, 2);
+        CHECK(first.admitted());
+        if (torn == 0) slot.first = (slot.first + 1) % kQueue;  // taken out, not yet counted
+        if (torn == 1) ++slot.count;                            // counted, not yet put in
+        if (torn == 2) slot.done = first.seq;                   // ended, not yet taken out
+        repair(*bench.region);
+        CHECK(slot.count == (torn == 1 ? 1 : 0));
+        bench.admission.leave(client, 3);
+        CHECK(slot.count == 0 && bench.region->clients_active == 0 && bench.region->sm_ppm == 0);
+        for (const std::uint64_t word : bench.region->busy_streams) CHECK(word == 0);
+    }
+}
+
 void a_profile_beyond_all_measure_is_cut() {
     Bench bench(strict());
     const int row = bench.kernel("odd", 5 * kWhole, -1, std::numeric_limits<Nanoseconds>::max());
@@ -558,6 +590,7 @@ int main() {
     an_unknown_kernel_of_high_priority_holds_best_effort_back();
     a_launch_of_a_client_that_left_touches_nobody();
     nobody_is_blamed_for_who_had_its_slot_before();
+    a_change_left_half_done_is_repaired();
     a_profile_beyond_all_measure_is_cut();
     random_histories_keep_the_invariants();
     return check_result();

@@ -13,6 +13,7 @@ namespace tierline {
 
 namespace {
 
+constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();  // every launch of a stream
 constexpr Nanoseconds kNever = std::numeric_limits<Nanoseconds>::max();
 constexpr Nanoseconds kDefaultBudget = 100 * kMicrosecond;  // until an iteration of high priority was seen
 // A high-priority client that launches again within this time is in one iteration still, though nothing is in flight.
@@ -301,7 +302,7 @@ void Admission::leave(int slot, Nanoseconds now_ns) {
     for (int index = 0; index < region_.streams_used; ++index) {
         Stream& stream = region_.streams[index];
         if (stream.client != slot) continue;
-        if (stream.count > 0) pop(region_, index, stream.launched, now_ns);
+        if (stream.count > 0) pop(region_, index, kAll, now_ns);
         lift_shadows(region_, index, stream.launched, now_ns);
         stream.client = -1;
     }

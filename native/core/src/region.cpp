@@ -64,6 +64,29 @@ void format(Region& region, const Config& config, bool shared, std::int32_t mana
     prepare(region, config, shared, manager_pid, now_ns);
 }
 
+namespace {
+
+// The queue without what a process that died while it put in or took out left half done: entries that have ended, and
+// those of an earlier time. Sequence numbers of what is in flight lie in (done, launched] and grow.
+void keep_what_is_in_flight(Stream& stream) {
+    stream.first %= kQueue;
+    std::uint32_t count = std::min<std::uint32_t>(stream.count, kQueue);
+    while (count > 0 && queued_at(stream, 0).seq <= stream.done) {
+        stream.first = (stream.first + 1) % kQueue;
+        --count;
+    }
+    std::uint64_t newest = stream.done;
+    stream.count = 0;
+    while (stream.count < count) {
+        const std::uint64_t seq = queued_at(stream, stream.count).seq;
+        if (seq <= newest || seq > stream.launched) break;
+        newest = seq;
+        ++stream.count;
+    }
+}
+
+}  // namespace
+
 void repair(Region& region) {
     region.sm_ppm = region.bw_ppm = 0;
     region.clients_active = region.waiting = region.clients_joined = 0;
@@ -82,8 +105,7 @@ void repair(Region& region) {
             stream.client = -1;
             stream.count = 0;
         }
-        stream.count = std::min<std::uint32_t>(stream.count, kQueue);
-        stream.first %= kQueue;
+        keep_what_is_in_flight(stream);
         stream.peak = {};
         stream.queued_ns = 0;
         if (stream.count == 0) continue;

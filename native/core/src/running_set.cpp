@@ -65,7 +65,7 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
     bool merged = false;
     bool peak_left = false;  // what ended was among the largest: the others have to be looked at
     while (stream.count > 0 && queued_at(stream, 0).seq <= seq) {
-        const Queued& head = queued_at(stream, 0);
+        Queued& head = queued_at(stream, 0);
         if (ended.count == 0) {
             clock_ns = ended.began_ns = std::max(clock_ns, head.admitted_ns);
         } else if (head.admitted_ns > clock_ns) {
@@ -81,6 +81,7 @@ Ended pop(Region& region, int slot, std::uint64_t seq, Nanoseconds now_ns) {
         peak_left = peak_left || head.demand.sm_ppm == stream.peak.sm_ppm ||
                     head.demand.bw_ppm == stream.peak.bw_ppm || head.demand.sm_blocks == stream.peak.sm_blocks;
         ++ended.count;
+        head.seq = 0;  // never to be taken for one in flight, should this process die before the next two lines
         stream.first = (stream.first + 1) % kQueue;
         --stream.count;
     }
