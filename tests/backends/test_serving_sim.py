@@ -259,6 +259,15 @@ def test_leaps_are_taken():
     assert steps < iterations / 3
 
 
+def test_leaps_are_taken_beside_one_who_waits_for_his_image():
+    slow = replace(TIMES, prepare=1.0)
+    beside = one(images=(TracedImage("h", 50),), output=1, at_ns=ns(0.05))
+    backend, _ = run(trace_of(one(output=200), beside), EPD, times=slow)
+    (instance,) = backend.instances
+    assert instance.iterations > 200
+    assert instance._scheduler._step < 40
+
+
 # --- caches
 
 

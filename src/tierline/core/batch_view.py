@@ -85,8 +85,8 @@ EVERY_DECODE = Share("", 1)
 class BatchPolicy(Protocol):
     """Composes iterations. Pure but for its own declared memory. `chunked`: a prompt may be spread over iterations.
 
-    Where it has answered with nothing but `EVERY_DECODE`, nobody waits or all seats are taken, and no prompt could go on, it
-    need not be asked again before that changes: a simulator leaps over such iterations.
+    Where it has answered with nothing but `EVERY_DECODE`, nobody waits, or all seats are taken, or images bar all who wait,
+    and no prompt could go on, it need not be asked again before that changes: a simulator leaps over such iterations.
     """
 
     chunked: ClassVar[bool]

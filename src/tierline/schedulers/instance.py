@@ -57,7 +57,7 @@ from tierline.schedulers.instance_images import Encoder
 from tierline.schedulers.instance_moves import Moves
 from tierline.schedulers.instance_sleep import Sleep
 from tierline.schedulers.instance_state import InstanceLimits, InstanceState
-from tierline.schedulers.instance_view import batch_view
+from tierline.schedulers.instance_view import VIEWED_BARRED, batch_view, prefix_now
 from tierline.schedulers.kv_blocks import BlockKeys
 from tierline.schedulers.lockstep import Lockstep
 from tierline.schedulers.sequence import HASHED_KEYS, Phase, Sequence
@@ -391,10 +391,10 @@ class InstanceScheduler:
 
     def _next_step(self) -> None:
         state = self._state
-        if not state.running and not state.queue:
+        if not state.running and self._all_barred():
             return
         lockstep = self._lockstep
-        if self._again and lockstep and self._nobody_may_come and self._all_together(lockstep):
+        if self._again and lockstep and self._nobody_may_come() and self._all_together(lockstep):
             return
         view = batch_view(
             state, lockstep, self._encoder.waiting, (self._iterations, self._busy_ns), self._ask_for_images
@@ -429,9 +429,9 @@ class InstanceScheduler:
             if self._awaits_batch:
                 self._shown(Role.DECODE)
             context = lockstep.context
-            quiet = not self._chunks and self._nobody_may_come and not any(each.ready_tokens for each in view.begun)
+            quiet = not self._chunks and self._nobody_may_come() and not any(each.ready_tokens for each in view.begun)
             if quiet:
-                most = lockstep.most()
+                most = self._most(lockstep)
             self._again = quiet and shares == (EVERY_DECODE,)
         state.out.append(RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most))
 
@@ -451,8 +451,14 @@ class InstanceScheduler:
         if self._awaits_batch:
             self._shown(Role.DECODE)
         joined, left = lockstep.news()
-        self._state.out.append(RunStep(self._step, (), members, lockstep.context, joined, left, most=lockstep.most()))
+        self._state.out.append(RunStep(self._step, (), members, lockstep.context, joined, left, self._most(lockstep)))
         return True
+
+    def _most(self, lockstep: Lockstep) -> int:
+        """Iterations that may follow each other unasked. Whose prefix is forgotten may lack an image that he has not asked
+        for, so while somebody waits nothing is forgotten between."""
+        kv = self._state.kv
+        return lockstep.most(kv.blank if self._state.queued_with_images else kv.free)
 
     def _plan_decodes(self, plan: _Plan) -> None:
         """All that decode, in order of admission: those in lockstep at one stroke, if they are sure to fit."""
@@ -505,10 +511,22 @@ class InstanceScheduler:
         self._ask_for_images(sequence)
         return True
 
-    @property
     def _nobody_may_come(self) -> bool:
         """Whether nobody waits who could be admitted, or whose images might have to be asked for."""
-        return not self._state.queue or (self._seats <= 0 and not self._state.queued_with_images)
+        state = self._state
+        return not state.queue or (self._seats <= 0 and not state.queued_with_images) or self._all_barred()
+
+    def _all_barred(self) -> bool:
+        """Whether images bar all who wait from computing anything, as policies would see it; also if nobody waits."""
+        state = self._state
+        if state.queued_with_images < len(state.queue) or len(state.queue) > VIEWED_BARRED:
+            return False
+        block = state.limits.block_tokens
+        for sequence in state.queue:
+            start = len(prefix_now(state, sequence, self._ask_for_images)) * block
+            if sequence.ready_until(start, state.pool) > start:
+                return False
+        return True
 
     @property
     def _seats(self) -> int:

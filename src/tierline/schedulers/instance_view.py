@@ -99,13 +99,21 @@ def _waiting(state: InstanceState, ask_for_images: Callable[[sequences.Sequence]
     for each in state.queue:
         if barred == VIEWED_BARRED or seen == VIEWED_WAITING:
             return
-        if each.request.images and each.asked_at != state.kv.forgotten:
-            each.asked_at = state.kv.forgotten
-            ask_for_images(each)  # of the prefix it counts on, a part may have been given up since
-        found, needed = state.prefix(each), state.kv.needed(len(each.tokens))
+        found, needed = prefix_now(state, each, ask_for_images), state.kv.needed(len(each.tokens))
         view = each.view(state.pool, len(found) * block, needed - state.kv.held(found) if found else needed)
         if view.ready_tokens:
             seen += 1
         else:
             barred += 1
         yield view
+
+
+def prefix_now(
+    state: InstanceState, sequence: sequences.Sequence, ask_for_images: Callable[[sequences.Sequence], None]
+) -> list[int]:
+    """The blocks that a waiting sequence would find. Of those that it counted on some may have been given up since, so that
+    it needs images that it has not asked for."""
+    if sequence.request.images and sequence.asked_at != state.kv.forgotten:
+        sequence.asked_at = state.kv.forgotten
+        ask_for_images(sequence)
+    return state.prefix(sequence)

@@ -61,6 +61,11 @@ class KvBlocks:
         """Blocks that can be taken now."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def blank(self) -> int:
+        """Those of them whose content nobody can find: taking them forgets nothing."""
+        return len(self._free)
+
     def needed(self, positions: int) -> int:
         return -(-positions // self.block_tokens)
 

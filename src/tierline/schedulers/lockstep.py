@@ -100,14 +100,14 @@ class Lockstep:
             sequence.grow_at += self._state.limits.block_tokens
             self._growing.setdefault(sequence.grow_at, []).append(sequence)
 
-    def most(self) -> int:
-        """So many iterations, the next one included, can be run before one of them needs a decision: each has blocks, and
-        nobody's answer is full before the last. `begin` has given the blocks of the first."""
+    def most(self, free_blocks: int) -> int:
+        """So many iterations, the next one included, can be run before one of them needs a decision: each has blocks, of
+        `free_blocks`, and nobody's answer is full before the last. `begin` has given the blocks of the first."""
         full = self._full
         while full and self._next_full() is None:
             heapq.heappop(full)
         until = full[0][0] - self.iterations if full else 1
-        rounds = self._state.kv.free // (len(self.members) or 1)
+        rounds = free_blocks // (len(self.members) or 1)
         return max(1, min(until, 1 + rounds * self._state.limits.block_tokens))
 
     def end(self, steps: int) -> list[Sequence]:
