@@ -158,6 +158,27 @@ class InstanceScheduler:
         out, self._state.out = self._state.out, []
         return out
 
+    def unasked(self) -> int:
+        """So many iterations, the one under way included, can be run before something has to be decided; for simulated
+        engines, after something was said. 1 where that may be a matter of decision."""
+        lockstep, state = self._lockstep, self._state
+        if not (self._again and self._running and lockstep) or self._chunks or self._awaits_batch or state.parked:
+            return 1
+        if lockstep.joined or lockstep.left or len(lockstep.members) != len(state.running):
+            return 1
+        return self._most(lockstep) if self._nobody_may_come() else 1
+
+    def ran_unasked(self, now_ns: int, count: int) -> None:
+        """`count` iterations have ended, fewer than could be run unasked, and another has begun."""
+        assert self._lockstep is not None
+        self._state.now_ns = now_ns
+        self._iterations += count
+        self._busy_ns += now_ns - self._begun_ns
+        self._begun_ns = now_ns
+        ended = self._lockstep.end(count)
+        assert not ended, f"{len(ended)} answers are full, and nobody was asked"
+        self._lockstep.begin()
+
     def handle(self, now_ns: int, event: InstanceEvent) -> list[InstanceAction]:
         """What is to be done now that `event` has happened, in this order."""
         self._state.now_ns = now_ns
@@ -430,9 +451,9 @@ class InstanceScheduler:
                 self._shown(Role.DECODE)
             context = lockstep.context
             quiet = not self._chunks and self._nobody_may_come() and not any(each.ready_tokens for each in view.begun)
-            if quiet:
-                most = self._most(lockstep)
             self._again = quiet and shares == (EVERY_DECODE,)
+            if self._again:
+                most = self._most(lockstep)
         state.out.append(RunStep(self._step, tuple(self._chunks), plan.together, context, joined, left, most))
 
     def _all_together(self, lockstep: Lockstep) -> bool:

@@ -115,7 +115,7 @@ class SimInstance:
         self._step: RunStep | None = None  # that is under way, or waits for the encoder
         self._count = 0  # iterations of it that are being run; 0 = it waits
         self._end_ns = 0  # when they end, if nothing slows them
-        self._alone = False  # something was said while it waited: no other iteration may follow it unasked
+        self._most = 1  # so many may be run before the scheduler is to be asked
         self._shape = BatchShape()
         self._tokens = 0
         self._begun_ns = 0
@@ -173,11 +173,11 @@ class SimInstance:
 
     def _handle(self, now_ns: int, event: InstanceEvent) -> None:
         self._unsaid = True
-        waiting = self._step if not self._count else None
+        step = self._step
         for action in self._scheduler.handle(now_ns, event):
             self._execute(now_ns, action)
-        if waiting is not None and self._step is waiting:
-            self._alone = True
+        if step is not None and self._step is step:
+            self._most = self._unasked(self._scheduler.unasked()) if self._count else 1
 
     def _execute(self, now_ns: int, action: InstanceAction) -> None:
         match action:
@@ -226,8 +226,11 @@ class SimInstance:
         if self._encode is None and self._image:
             self._begin_encode(now_ns)
         step = self._step
-        if step is not None and not self._count and (self._options.encoder == "overlapped" or self._encode is None):
-            self._begin_step(now_ns, step)
+        if step is not None:
+            if self._count == 1 and self._most > 1:
+                self._leap()
+            elif not self._count and (self._options.encoder == "overlapped" or self._encode is None):
+                self._begin_step(now_ns)
         if step is None:
             self._tell_status(now_ns)
         at_ns = self._encode.end_ns if self._encode is not None else NEVER
@@ -243,7 +246,7 @@ class SimInstance:
 
     def _decided(self, step: RunStep) -> None:
         """An iteration waits to be begun. One of its sequences may go before that; it is computed all the same."""
-        self._step, self._count, self._alone = step, 0, False
+        self._step, self._count = step, 0
         for attempt in step.left:
             self._end_of.pop(attempt, None)
         for attempt, computed in step.joined:
@@ -262,25 +265,38 @@ class SimInstance:
         self._tokens = decodes
         for new, _ in prompts:
             self._tokens += new
+        self._most = self._unasked(step.most)
 
-    def _begin_step(self, now_ns: int, step: RunStep, *, leap: bool = True) -> None:
-        """The iteration begins; where nothing will disturb it, those after it as well if they may `leap`."""
+    def _unasked(self, most: int) -> int:
+        """Of `most` iterations those until the first answer ends, which the scheduler does not know of."""
+        if most > 1:
+            ends = self._ends
+            while ends and self._end_of.get(ends[0][1]) != ends[0][0]:
+                heapq.heappop(ends)
+            if ends:
+                return min(most, ends[0][0] - self._ran)
+        return most
+
+    def _begin_step(self, now_ns: int, *, leap: bool = True) -> None:
+        """The iteration begins, and those after it as well if they may `leap`."""
         self._timer.start(now_ns, self._shape)
         self._begun_ns, self._turn, self._disturbed = now_ns, 0, None
         self._count = 1
         self._end_ns = self._timer.end_ns()
         if self._encode is not None:
             self._disturb(now_ns)
-        elif leap and step.most > 1 and not self._image and not self._alone:
-            ends = self._ends
-            while ends and self._end_of.get(ends[0][1]) != ends[0][0]:
-                heapq.heappop(ends)
-            most = min(step.most, ends[0][0] - self._ran) if ends else step.most
-            if most > 1:
-                told = min(self._status_ns + STATUS_NS, self._progress_ns + self._options.progress_ns)
-                if self._end_ns < told:
-                    self._count = min(most, self._timer.until(told - 1, most) + 1)
-                    self._end_ns = self._timer.end_ns(self._count)
+        elif leap and self._most > 1:
+            self._leap()
+
+    def _leap(self) -> None:
+        """The iterations after the one under way are run with it, where nothing will disturb them, until one after which
+        something is to be told."""
+        if self._encode is not None or self._disturbed is not None or self._image:
+            return
+        told = min(self._status_ns + STATUS_NS, self._progress_ns + self._options.progress_ns)
+        if self._end_ns < told:
+            self._count = min(self._most, self._timer.until(told - 1, self._most) + 1)
+            self._end_ns = self._timer.end_ns(self._count)
 
     def _step_end_ns(self) -> int:
         return self._end_ns if self._disturbed is None else self._disturbed.end_ns
@@ -293,8 +309,7 @@ class SimInstance:
         if over:
             at_ns = self._timer.end_ns(over)
             self._stepped(at_ns, over)
-            assert self._step is not None
-            self._begin_step(at_ns, self._step, leap=False)
+            self._begin_step(at_ns, leap=False)
         else:
             self._count = 1
             self._end_ns = self._timer.end_ns()
@@ -303,13 +318,30 @@ class SimInstance:
         step = self._step
         assert step is not None
         self._timer.ended(now_ns, count, on_time=self._disturbed is None)
-        self._step, self._count, self._disturbed = None, 0, None
+        self._count, self._disturbed = 0, None
         if self._encode is not None:
             self._encode.change(now_ns, 1.0)
         self.iterations += count
         self.busy_ns += now_ns - self._begun_ns
         if step.decodes:
             self._ran += count
+        if count < self._most:
+            self._goes_on(now_ns, count)
+        else:
+            self._step = None
+            self._handle(now_ns, StepEnded(step.step, self._sampled(step), count))
+        self._tell_status(now_ns)
+
+    def _goes_on(self, now_ns: int, count: int) -> None:
+        """The next iteration, of which the scheduler need not be asked, waits to be begun."""
+        self._most -= count
+        self._unsaid = True
+        self._scheduler.ran_unasked(now_ns, count)
+        decodes, context = self._shape.decodes, self._shape.decode_context
+        self._shape = BatchShape((), decodes, context + count * decodes)
+
+    def _sampled(self, step: RunStep) -> tuple[tuple[str, int], ...]:
+        """What has been drawn, but for tokens in the midst of answers in lockstep."""
         sampled = []
         for chunk in step.chunks:
             known = self._known.get(chunk.request_id)
@@ -321,8 +353,7 @@ class SimInstance:
             if self._end_of.get(attempt) == end:
                 del self._end_of[attempt]
                 sampled.append((attempt, END))
-        self._handle(now_ns, StepEnded(step.step, tuple(sampled), count))
-        self._tell_status(now_ns)
+        return tuple(sampled)
 
     # --- images
 
