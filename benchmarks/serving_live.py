@@ -1,17 +1,24 @@
-"""Live against simulated: eight paced instances on this machine under presets, and the simulator on the same requests.
+"""Live against simulated: instances on this machine under presets, and the simulator on the same requests.
 
 Setting. `tierline serve tiny-vlm --instances 8 --pace h100:Qwen2.5-VL-7B --pace-positions 16 --pace-stretch 12`: eight real
 processes that take as long as H100s with a 7B model would, times twelve, a position standing for sixteen; tokens, KV, moves,
 HTTP and decisions are real. The load generator's library sends texts and pictures by the clock, from a process of its own.
 Presets take turns (`--rounds`); each session is a server of its own. The *light* and *half* loads are steady, the *burst*
-load has four times as many image requests in the last 5 of every 15 seconds. The best static split is the one that the
-simulator says, of `SPLITS`, for the burst load. Then each run's requests, as they were sent and as the server counted their
-tokens, go through the simulator with the same presets, scaled times, limits and SLO. What it does not have: the host's own
-work (HTTP, tokens to text, decoding of pictures, small iterations of the real model on too few cores).
+load has four times as many image requests in the last 5 of every 15 seconds, and the *drift* load has these bursts while its
+images grow from 2 to 8 of 10 requests. The best static split of a load is the one that the simulator says, of `SPLITS`.
+Then each run's requests, as they were sent and as the server counted their tokens, go through the simulator with the same
+presets, scaled times, limits and SLO. What it does not have: the host's own work (HTTP, tokens to text, decoding of pictures,
+small iterations of the real model on too few cores).
+
+With `--profile FILE`, of `tierline calibrate serving tiny-vlm --threads 1`, nothing is paced: instances are as fast as they
+are, and the simulator has the profile's times.
 
 About thirteen minutes; --session N runs one session alone and keeps the others' figures that the file has.
 
     python benchmarks/serving_live.py --json docs/results/serving_live.json
+    python benchmarks/serving_live.py --loads drift --seconds 600 --rounds 1 --json docs/results/serving_live_drift.json
+    python benchmarks/serving_live.py --profile tiny-vlm.toml --instances 1 --loads light,half --rate 40 \
+        --slo ttft=250ms,tpot=25ms --policies adaptive,coupled
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,9 +47,10 @@ from tierline.clock import SimClock
 from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace, TracedRequest
 from tierline.core.slo import Slo
+from tierline.core.stage_times import StageTimes
 from tierline.perf.device_times import stage_times
 from tierline.perf.scaled_times import ScaledTimes
-from tierline.presets import STATIC, preset_of
+from tierline.presets import preset_of
 from tierline.runtime import serving_report
 from tierline.runtime.driver import Driver
 from tierline.workloads.replay_client import Replay, ReplayOptions, replay
@@ -64,11 +72,15 @@ WARM_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`rate` in requests/s."""
+    """`rate` in requests/s; `mix`: what else the workload has."""
 
     name: str
     rate: float
-    bursts: bool
+    mix: str = "&mm_share=0.5"
+
+    @property
+    def changes(self) -> bool:
+        return BURSTS in self.mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +93,15 @@ class Plan:
     rate: float
     slo: str
     seed: int
+    profile: str = ""  # "" = paced
 
     @property
     def loads(self) -> dict[str, Load]:
         found = (
-            Load("light", 0.25 * self.rate, False),
-            Load("half", 0.5 * self.rate, False),
-            Load("burst", self.rate, True),
+            Load("light", 0.25 * self.rate),
+            Load("half", 0.5 * self.rate),
+            Load("burst", self.rate, f"&mm_share=0.5{BURSTS}"),
+            Load("drift", self.rate, f"&mm_share=0.2&mm_share_end=0.8{BURSTS}"),
         )
         return {each.name: each for each in found}
 
@@ -96,7 +110,7 @@ class Plan:
         return Slo.parse(self.slo)
 
     def trace(self, load: Load, seconds: float) -> ServedTrace:
-        mix = f"mix?rate={load.rate}&seconds={seconds}&mm_share=0.5&seed={self.seed}{BURSTS if load.bursts else ''}"
+        mix = f"mix?rate={load.rate}&seconds={seconds}&seed={self.seed}{load.mix}"
         return load_served(f"{mix}+{TEXT}+{IMAGES}")
 
 
@@ -110,14 +124,15 @@ class Played(ScaledTimes):
         return PREPARE_S
 
 
-def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> list[ServedOutcome]:
+def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> tuple[ServedOutcome, ...]:
     """The same preset over the same times and requests."""
-    times = Played(stage_times(DEVICE), POSITIONS, plan.stretch)
+    paced = not plan.profile
+    times: StageTimes = Played(stage_times(DEVICE), POSITIONS, plan.stretch) if paced else stage_times(plan.profile)
     setup = experiments.ServingSetup(
-        DEVICE,
+        plan.profile or DEVICE,
         plan.instances,
         plan.promise,
-        token_budget=TOKEN_BUDGET // POSITIONS,
+        token_budget=TOKEN_BUDGET // POSITIONS if paced else TOKEN_BUDGET,
         block_tokens=16,
         latency_ns=LATENCY_NS,
     )
@@ -130,19 +145,19 @@ def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> l
     return backend.outcomes()
 
 
-def tried_splits(plan: Plan) -> dict[str, float]:
-    """Goodput under bursts that the simulator gives each static split."""
-    trace = plan.trace(plan.loads["burst"], plan.seconds)
+def tried_splits(plan: Plan, load: Load) -> dict[str, float]:
+    """Goodput under the load that the simulator gives each static split of as many instances."""
+    trace = plan.trace(load, plan.seconds)
     requests = tuple(replace(each, text_tokens=each.text_tokens + TEMPLATE_TOKENS) for each in trace.requests)
     found = {}
-    for split in SPLITS:
+    for split in SPLITS if plan.instances == 8 else ():
         policy = f"static:{split}"
         figures = judged(plan, simulated(plan, policy, requests), plan.seconds)
         found[policy] = round(figures.all.goodput_per_s, 4)
     return found
 
 
-def judged(plan: Plan, outcomes: list[ServedOutcome], seconds: float) -> serving_report.ServingReport:
+def judged(plan: Plan, outcomes: Sequence[ServedOutcome], seconds: float) -> serving_report.ServingReport:
     """Those that were due after the warm-up."""
     return serving_report.report(outcomes, plan.promise, plan.instances, (round(WARM_UP_S * 1e9), round(seconds * 1e9)))
 
@@ -155,7 +170,10 @@ def server(plan: Plan, policy: str) -> Iterator[str]:
     """A fresh deployment that is ready; ends with the block."""
     command = [sys.executable, "-m", "tierline.cli.main", "serve", "tiny-vlm", "--port", "0", "--threads", "1"]
     command += ["--instances", str(plan.instances), "--policy", policy, "--slo", plan.slo]
-    command += ["--pace", DEVICE, "--pace-positions", str(POSITIONS), "--pace-stretch", str(plan.stretch)]
+    if plan.profile:
+        command += ["--profile", plan.profile]
+    else:
+        command += ["--pace", DEVICE, "--pace-positions", str(POSITIONS), "--pace-stretch", str(plan.stretch)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -251,12 +269,18 @@ def _plain(value: Any) -> Any:
 # --- all of it
 
 
-def sessions(rounds: int, policies: list[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each a server under a policy and the loads that it gets: steady ones, then bursts in turns, the other way round every
-    second time."""
-    found: list[tuple[str, tuple[str, ...]]] = [(each, ("light", "half")) for each in policies if STATIC not in each]
+def sessions(
+    rounds: int, policies: list[str], loads: list[Load], best: dict[str, str]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Each a server under a policy and the loads that it gets: steady ones, then those that change in turns, the other way
+    round every second time, with the best split of each."""
+    steady = tuple(load.name for load in loads if not load.changes)
+    found: list[tuple[str, tuple[str, ...]]] = [(policy, steady) for policy in policies if steady]
     for number in range(rounds):
-        found += [(policy, ("burst",)) for policy in (policies if number % 2 == 0 else policies[::-1])]
+        for load in loads:
+            if load.changes:
+                turn = [*policies, *([best[load.name]] if load.name in best else [])]
+                found += [(policy, (load.name,)) for policy in (turn if number % 2 == 0 else turn[::-1])]
     return found
 
 
@@ -284,49 +308,56 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=8)
     parser.add_argument("--stretch", type=float, default=12.0)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a run")
-    parser.add_argument("--rate", type=float, default=5.0, help="requests/s under bursts; half and light: of this")
+    parser.add_argument(
+        "--rate", type=float, default=5.0, help="requests/s of burst and drift; half and light: of this"
+    )
     parser.add_argument("--slo", default="ttft=2.4s,tpot=144ms")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--policies", default="adaptive,coupled", help="beside the best static split")
+    parser.add_argument("--loads", default="light,half,burst", help="of light, half, burst and drift")
+    parser.add_argument("--profile", default="", metavar="FILE", help="do not pace; what the simulator's times are")
     parser.add_argument("--session", type=int, default=-1, help="only this one")
-    parser.add_argument("--plan", action="store_true", help="simulate the burst load alone")
+    parser.add_argument("--plan", action="store_true", help="simulate the loads alone")
     parser.add_argument("--json", type=Path, default=None, help="where figures are kept")
     told = parser.parse_args()
-    plan = Plan(told.instances, told.stretch, told.seconds, told.rate, told.slo, told.seed)
+    plan = Plan(told.instances, told.stretch, told.seconds, told.rate, told.slo, told.seed, told.profile)
+    loads = [plan.loads[name] for name in told.loads.split(",")]
     kept: dict[str, Any] = {"runs": []}
     if told.json is not None and told.session >= 0 and told.json.exists():
         kept = json.loads(told.json.read_text())
         kept["runs"] = [each for each in kept["runs"] if each["session"] != told.session]
-    splits = kept["static_goodput_simulated"] if kept.get("plan") == asdict(plan) else tried_splits(plan)
-    best = max(splits, key=lambda name: splits[name])
-    todo = sessions(told.rounds, [*told.policies.split(","), best])
+    splits = kept.get("static_goodput_simulated", {})
+    if kept.get("plan") != asdict(plan) or set(splits) != {load.name for load in loads if load.changes}:
+        splits = {load.name: tried_splits(plan, load) for load in loads if load.changes}
+    best = {name: max(goodput, key=goodput.__getitem__) for name, goodput in splits.items() if goodput}
+    todo = sessions(told.rounds, told.policies.split(","), loads, best)
     if told.plan:
-        requests = plan.trace(plan.loads["burst"], plan.seconds).requests
-        for policy in dict.fromkeys(policy for policy, _ in todo):
-            found = judged(plan, simulated(plan, policy, requests), plan.seconds)
-            print(
-                policy,
-                f"{found.all.goodput_per_s:.2f}/s, {found.all.attainment:.1%}, {found.all.ttft}, {found.all.tpot}",
-            )
+        for load in loads:
+            requests = plan.trace(load, plan.seconds).requests
+            for policy in dict.fromkeys(policy for policy, names in todo if load.name in names):
+                found = judged(plan, simulated(plan, policy, requests), plan.seconds)
+                print(
+                    f"{load.name} {policy} {found.all.goodput_per_s:.2f}/s, {found.all.attainment:.1%}, {found.all.ttft}, "
+                    f"{found.all.tpot}"
+                )
         print(splits)
         print(
-            "\n".join(f"session {number}: {policy}, {', '.join(loads)}" for number, (policy, loads) in enumerate(todo))
+            "\n".join(f"session {number}: {policy}, {', '.join(names)}" for number, (policy, names) in enumerate(todo))
         )
         return
     kept |= {
         "tierline": tierline.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "plan": asdict(plan),
-        "device": DEVICE,
-        "positions": POSITIONS,
+        **({} if plan.profile else {"device": DEVICE, "positions": POSITIONS}),
         "static_goodput_simulated": splits,
     }
-    for number, (policy, loads) in enumerate(todo):
+    for number, (policy, names) in enumerate(todo):
         if told.session not in (-1, number):
             continue
         with server(plan, policy) as url:
-            for name in loads:
+            for name in names:
                 done = run(plan, policy, plan.loads[name], url)
                 kept["runs"].append({"session": number, **done})
                 print(f"session {number}, {policy}, {name}: done", file=sys.stderr)

@@ -244,7 +244,9 @@ def test_lives_under_a_preset(name):
     for key in ("instances_started", "instances_stopped", "instance_sleeps", "instance_wakes"):
         assert counts[key], key
     if name in ("adaptive", "emp", "emp-paper"):
-        assert counts["role_changes"] > 1 and counts["group_changes"]
+        assert counts["role_changes"] > 1
+    if name in ("emp", "emp-paper"):  # soft shares of so few instances are less than one
+        assert counts["group_changes"]
 
 
 @pytest.mark.parametrize("seed", [*range(5), 130])

@@ -85,17 +85,43 @@ def test_remaining_is_the_mean_of_longer_answers_beyond_what_was_made():
     assert history.remaining(0) == PRIOR_TOKENS and history.remaining(500) == 250
     for length in (10, 20, 30):
         history.ended(length)
-    assert history.remaining(0) == 20
-    assert history.remaining(10) == 25 - 10
+    history.learn(())
+    assert history.remaining(0) == pytest.approx(20)
+    assert history.remaining(10) == pytest.approx(25 - 10)
     assert history.remaining(29) == 1
     assert history.remaining(30) == 15  # none was longer
-    assert history.remaining(1) == 19
+    assert history.remaining(1) == pytest.approx(19)
+
+
+def test_answers_that_go_on_count_as_longer_than_they_are():
+    history = OutputHistory()
+    for length in (10, 10, 20, 40):
+        history.ended(length)
+    history.learn((15, 15, 30, 30))
+    # Of 8 six go on beyond 10, of the 4 that reach 20 three do, and of the 1 that reaches 40 none.
+    assert history.remaining(0) == pytest.approx(10 + 0.75 * 10 + 0.75 * 0.75 * 20)
+    assert history.remaining(25) == pytest.approx(15)
+    history.learn(())
+    assert history.remaining(0) == pytest.approx(20)
+
+
+def test_the_first_to_end_do_not_stand_for_all():
+    """Lengths of an exponential tail, begun at once and made at one speed: seen at any moment, the mean is about right."""
+    drawn = [round(-300 * math.log(1 - (place + 0.5) / 1000)) for place in range(1000)]
+    for seen in (200, 400, 800):
+        history = OutputHistory()
+        for length in sorted(length for length in drawn if length <= seen):
+            history.ended(length)
+        history.learn(seen for length in drawn if length > seen)
+        assert history.remaining(0) == pytest.approx(300, rel=0.1)
+        assert sum(history.lengths) / len(history.lengths) < 0.85 * 300
 
 
 def test_the_history_forgets_what_is_old():
     history = OutputHistory(window=50)
     for length in [1000] * 50 + [10] * 64:
         history.ended(length)
+    history.learn(())
     assert history.remaining(0) == 10 and len(history.lengths) == 50
 
 

@@ -281,15 +281,24 @@ def test_soft_shares_follow_the_demand_and_dissolve_when_a_modality_is_rare():
     policy = make_groups("soft_share")
     members = [member(f"i{at}") for at in range(8)]
     found = policy.propose(
-        fleet(*members, text=Demand("text", decode=1.0), multimodal=Demand("multimodal", decode=1.0))
+        fleet(*members, text=Demand("text", prefill=1.0), multimodal=Demand("multimodal", encode=0.4, prefill=0.6))
     )
     assert sorted(each.group for each in found) == ["multimodal"] * 4 + ["text"] * 4
     assert len({each.instance for each in found}) == 8
     rare = fleet(
         *(member(f"i{at}", group="text") for at in range(8)),
-        text=Demand("text", decode=3.0), multimodal=Demand("multimodal", decode=0.1),
+        text=Demand("text", prefill=3.0), multimodal=Demand("multimodal", prefill=0.1),
     )  # fmt: skip
     assert {each.group for each in policy.propose(rare)} == {"shared"}
+
+
+def test_soft_shares_are_of_those_who_are_for_prompts():
+    policy = make_groups("soft_share")
+    members = [member(f"i{at}", "EPD" if at < 2 else "EP", "text" if at == 0 else "shared") for at in range(8)]
+    demands = {"text": Demand("text", prefill=1.0, decode=9.0), "multimodal": Demand("multimodal", prefill=2.0)}
+    found = {each.instance: each.group for each in policy.propose(fleet(*members, **demands))}
+    assert found.pop("i0") == "shared" and "i1" not in found
+    assert sorted(found.values()) == ["multimodal"] * 4 + ["text"] * 2
 
 
 # --- scale
@@ -395,8 +404,19 @@ def test_as_many_decode_as_keep_the_tpot(prefill, decode, tpot_ms, decoders):
 
 def test_seats_ask_for_decoders():
     """The same demand, but few sequences fit on an instance."""
-    assert EnoughDecoders(RATES, seats=1000).wanted(asking(4.0, 1.0)) == 3
-    assert EnoughDecoders(RATES, seats=20).wanted(asking(4.0, 1.0)) == 8
+    assert EnoughDecoders(RATES, seats=1000).wanted(asking(4.0, 2.5)) == 3
+    assert EnoughDecoders(RATES, seats=20).wanted(asking(4.0, 2.5)) == 8
+
+
+def test_two_of_eight_decode_only_with_room_to_spare_and_not_at_first():
+    policy = EnoughDecoders(RATES)
+    assert EnoughDecoders(RATES, few_tpot_share=0.95).wanted(asking(5.0, 2.5)) == 2
+    assert policy.wanted(asking(5.0, 2.5)) == 3, "two would take more than 0.7 of the TPOT"
+    assert policy.wanted(asking(5.0, 0.3)) == 2
+    first = policy.propose(asking(5.0, 0.3))
+    assert sum(Role.DECODE not in each.roles for each in first) == 8 - 3
+    later = policy.propose(asking(5.0, 0.3, decoders=3))
+    assert [(each.instance, each.roles) for each in later] == [("i0", Role.ENCODE | Role.PREFILL)]
 
 
 def test_all_do_everything_again_when_it_is_quiet():
@@ -407,6 +427,6 @@ def test_all_do_everything_again_when_it_is_quiet():
 def test_near_the_border_nothing_changes():
     """A demand that lies between the two answers changes nobody in either state."""
     policy = EnoughDecoders(RATES)
-    border = next(at / 20 for at in range(120) if policy.wanted(asking(at / 20, 1.0)) < 8)
-    assert policy.propose(asking(border, 1.0, decoders=8)) == ()
-    assert policy.propose(asking(border, 1.0, decoders=3)) == ()
+    border = next(at / 20 for at in range(120) if policy.wanted(asking(at / 20, 2.0)) < 8)
+    assert policy.propose(asking(border, 2.0, decoders=8)) == ()
+    assert policy.propose(asking(border, 2.0, decoders=3)) == ()

@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Protocol, TypeVar, runtime_checkable
 
 from tierline.core.errors import InvalidInput
@@ -21,6 +20,7 @@ PROBE_TOKENS = 2048  # a chunk large enough that the matrix products are bound b
 PROBE_DECODES = 64
 PROBE_CONTEXT = 1024
 PRIOR_TOKENS = 200.0  # of an answer, before any has ended; a middling chat answer in ServeGen and Azure traces
+PRIOR_ANSWERS = 16  # that many of that length stand beside those seen, where these have no end to show
 
 K = TypeVar("K")
 
@@ -155,42 +155,54 @@ def share_out(spare: int, capacity: Mapping[K, int], demand: Mapping[K, float]) 
 
 @dataclass(slots=True)
 class OutputHistory:
-    """Lengths of the last `window` answers that ended. What it predicts changes at every `REFRESH`th of them."""
+    """How long answers are, from the last `window` that ended and from how far those are that have not.
+
+    Answers that ended first are the short ones, so a mean of them alone is too small for as long as the longest take.
+    The product-limit estimate (Kaplan and Meier 1958) takes those that still run as longer than they are:
+    `S(l) = prod_{ended i: l_i <= l} (1 - 1 / n_i)`, n_i = answers, ended or running, of l_i tokens or more. Beyond the
+    longest that ended the tail is taken for exponential, its mean all tokens made over all ends."""
 
     window: int = 2048
     lengths: deque[int] = field(default_factory=deque)
-    _sorted: list[int] = field(default_factory=list)
-    _tails: list[int] = field(default_factory=list)  # sums of `_sorted` from each place on
-    _come: list[int] = field(default_factory=list)  # since `_sorted` was last brought up to date
-    _gone: list[int] = field(default_factory=list)
-
-    REFRESH = 16
+    _known: list[int] = field(default_factory=list)  # lengths of those that ended, in order
+    _above: list[float] = field(default_factory=list)  # S from each of them on
+    _rest: list[float] = field(default_factory=list)  # the integral of S from each of them on
+    _tail: float = PRIOR_TOKENS
 
     def ended(self, output_tokens: int) -> None:
         self.lengths.append(output_tokens)
-        self._come.append(output_tokens)
         if len(self.lengths) > self.window:
-            self._gone.append(self.lengths.popleft())
-        if len(self._come) >= self.REFRESH or len(self.lengths) <= self.REFRESH:
-            self._sorted += self._come
-            self._sorted.sort()  # quick, for most of it is in order
-            for length in self._gone:
-                del self._sorted[bisect.bisect_left(self._sorted, length)]
-            self._come, self._gone = [], []
-            self._tails = [*accumulate(reversed(self._sorted), initial=0)]
-            self._tails.reverse()
+            self.lengths.popleft()
+
+    def learn(self, running: Iterable[int]) -> None:
+        """Predict from here on by what has ended so far and by answers of `running` tokens that go on."""
+        known, longer = sorted(self.lengths), sorted(running)
+        above, share, at = [], 1.0, 0
+        for place, length in enumerate(known):
+            while at < len(longer) and longer[at] < length:
+                at += 1
+            share *= 1 - 1 / (len(known) - place + len(longer) - at)
+            above.append(share)
+        self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + sum(known) + sum(longer)) / (PRIOR_ANSWERS + len(known))
+        rest = [above[-1] * self._beyond(known[-1])] if known else []
+        for place in range(len(known) - 2, -1, -1):
+            rest.append(rest[-1] + above[place] * (known[place + 1] - known[place]))
+        rest.reverse()
+        self._known, self._above, self._rest = known, above, rest
 
     def remaining(self, output_tokens: int) -> float:
-        """`E[l - m | l > m]` over the history, m tokens made so far (Past-Future, ASPLOS 2025, in expectation); where none
-        was longer, half of what was made, as of a tail without memory of scale. Before any has ended `PRIOR_TOKENS` stands
-        for all. At least 1."""
-        if not self._sorted:
-            return max(1.0, PRIOR_TOKENS - output_tokens, output_tokens / 2)
-        at = bisect.bisect_right(self._sorted, output_tokens)
-        longer = len(self._sorted) - at
-        if not longer:
-            return max(1.0, output_tokens / 2)
-        return max(1.0, self._tails[at] / longer - output_tokens)
+        """`E[l - m | l > m]`, m tokens made so far (Past-Future, ASPLOS 2025, in expectation). Beyond the longest that ended
+        at least half of what was made, as of a tail without memory of scale. At least 1."""
+        at = bisect.bisect_right(self._known, output_tokens)
+        share = self._above[at - 1] if at else 1.0
+        if at == len(self._known):
+            return self._beyond(output_tokens) if share > 0.0 else max(1.0, output_tokens / 2)
+        rest = self._rest[at] + share * (self._known[at] - output_tokens)
+        return max(1.0, rest / share)
+
+    def _beyond(self, output_tokens: int) -> float:
+        """Tokens still to come of one longer than any that ended, where some are."""
+        return max(self._tail, output_tokens / 2)
 
 
 @dataclass(slots=True)

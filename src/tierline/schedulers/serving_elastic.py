@@ -204,11 +204,20 @@ class Elastic:
             self._starting.popleft()
         if not self.fleet.servers and not self.options.max_instances:
             return
+        self.history.learn(self._running(now_ns))
         view = None
         for policy in self.options.policies:
             if view is None or self._touched:
                 view = self.view(now_ns)
             yield from policy.propose(view)
+
+    def _running(self, now_ns: int) -> Iterator[int]:
+        """About how many tokens each answer has that goes on: what was told of it is up to a second old."""
+        tpot_ns = self.mean_tpot_s * 1e9
+        for server in self.fleet.servers.values():
+            for live in server.decodes.values():
+                told = len(live.told)
+                yield max(told, int((now_ns - live.first_ns) / tpot_ns)) if tpot_ns and live.first_ns else told
 
     def apply(self, proposal: Proposal) -> bool:
         """Do it if it may be done; whether anything has changed."""

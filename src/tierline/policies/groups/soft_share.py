@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tierline.core.fleet_view import FleetView, Proposal
+from tierline.core.request import Role
 from tierline.core.routing_view import Group
 from tierline.core.serving_actions import SetGroup
 
 
 @dataclass(slots=True)
 class SoftShare:
-    """Idea: of n instances the whole part of n x a modality's share of the demand prefers that modality, what is left over is
-    shared; where a modality's part is less than `least` instances everything is shared. Routing takes an instance of the
-    other group where its own is later by more than a margin, so a share costs nobody a stage.
+    """Idea: of n instances that are for prompts the whole part of n x a modality's share of the prompts' demand prefers that
+    modality, what is left over is shared; where a modality's part is less than `least` instances everything is shared.
+    Routing takes an instance of the other group where its own is later by more than a margin, so a share costs nobody a
+    stage; where decodes go is not asked of groups, so those who are for decodes are shared.
 
     Source: ours (design, "What a first study found": groups as soft shares without minima).
-    Inputs: demand in instances by modality. Memory: none. Cost: instances.
+    Inputs: demand of prompts and images in instances by modality. Memory: none. Cost: instances.
     `slack`: so much of an instance a share may be off before one changes.
     """
 
@@ -26,7 +28,9 @@ class SoftShare:
     slack: float = 0.6
 
     def propose(self, view: FleetView) -> tuple[Proposal, ...]:
-        count, text, images = len(view.members), view.text.instances, view.multimodal.instances
+        members = tuple(each for each in view.members if Role.DECODE not in each.roles) or view.members
+        count = len(members)
+        text, images = (each.encode + each.prefill for each in (view.text, view.multimodal))
         if not count or text + images <= 0:
             return ()
         part = count * text / (text + images)
@@ -35,9 +39,13 @@ class SoftShare:
             wanted: dict[Group, int] = {"text": 0, "multimodal": 0}
         else:
             wanted = {group: int(size) for group, size in parts.items()}
-        have: dict[Group, int] = {group: sum(each.group == group for each in view.members) for group in parts}
-        proposals: list[Proposal] = []
-        free = [each for each in view.members if not each.group_cooling]
+        have: dict[Group, int] = {group: sum(each.group == group for each in members) for group in parts}
+        proposals: list[Proposal] = [
+            SetGroup(each.name, "shared", "it is for decodes")
+            for each in view.members
+            if each not in members and each.group != "shared" and not each.group_cooling
+        ]
+        free = [each for each in members if not each.group_cooling]
         free.sort(key=lambda each: (each.prefill_s + each.encode_s + each.decode_s, each.name))
         reason = f"{part:.1f} of {count} instances is the text's share of the demand"
         for group, size in parts.items():

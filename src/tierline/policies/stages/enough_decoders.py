@@ -31,16 +31,20 @@ class EnoughDecoders:
     Inputs: demand by stage, contexts, TPOT promised. Memory: none. Cost: instances.
     `mixed_share`: of the time that the TPOT promised leaves beside one decode, up to where all do everything. `tpot_share`:
     of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be
-    taken. `least_share`: of the instances decode at least. `margin`: so much more or less demand must ask for a change as
-    well. `encode_weight`: an image costs iterations beside it so much of its time.
+    taken. `least_share`: of the instances decode at least; fewer than `few_share` only where they stay within
+    `few_tpot_share` of the TPOT, for what they do not bear comes late to the others, and not at the first split, when little
+    has been seen. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an image costs
+    iterations beside it so much of its time.
     """
 
     rates: StageRates = field(default_factory=StageRates)
     mixed_share: float = 0.15
     tpot_share: float = 0.95
+    few_tpot_share: float = 0.7
     seats: int = 256
     seats_share: float = 0.85
-    least_share: float = 0.375
+    least_share: float = 0.25
+    few_share: float = 0.375
     margin: float = 0.1
     encode_weight: float = 0.5
 
@@ -53,7 +57,7 @@ class EnoughDecoders:
         if have == count:
             if light == count:
                 return ()
-            wanted = self.wanted(view)
+            wanted = max(self.wanted(view), round(self.few_share * count))
         elif heavy == count:
             wanted = count
         else:
@@ -76,7 +80,7 @@ class EnoughDecoders:
         count, demands = len(view.members), (view.text, view.multimodal)
         context = _mean_context(view.members)
         probe_s = self.rates.decode_s(PROBE_DECODES, PROBE_DECODES * context) / PROBE_DECODES
-        # Answers that end first are the short ones, so that after a start or a change demand is seen too small.
+        # What has been seen of demand lags behind where more decode already, and what decodes behind where more is asked.
         seen_per_s = sum(each.decoding for each in view.members) / view.mean_tpot_s if view.mean_tpot_s else 0.0
         tokens_per_s = weight * max(seen_per_s, sum(each.decode for each in demands) / probe_s)
         prompts = weight * sum(each.prefill + self.encode_weight * each.encode for each in demands)
@@ -88,7 +92,8 @@ class EnoughDecoders:
         for fewer in range(max(1, round(self.least_share * count)), count // 2 + 1):
             tpot_s = steady_tpot_s(tokens_per_s / fewer, context, 0.0, self.rates)
             sequences = tokens_per_s / fewer * promised_s  # prompts in what is left make iterations as long as promised
-            if tpot_s <= self.tpot_share * promised_s and sequences <= self.seats_share * self.seats:
+            share = self.few_tpot_share if fewer < round(self.few_share * count) else self.tpot_share
+            if tpot_s <= share * promised_s and sequences <= self.seats_share * self.seats:
                 return fewer
         return count
 
