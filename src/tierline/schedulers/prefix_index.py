@@ -42,33 +42,32 @@ class PrefixIndex:
     def cached(self, keys: tuple[int, ...], alive: Container[str]) -> dict[str, int]:
         """By instance, how many tokens of the beginning it probably has."""
         found: dict[str, int] = {}
-        having: set[str] | None = None
+        having: set[str] = set()
         before: tuple[str, ...] = ()
-        for place, key in enumerate(keys, 1):
+        place = 0
+        for place, key in enumerate(keys):
             holders = self._holders.get(key)
             if holders is None:
                 break
             if holders != before:
                 now = {each for each in holders if each in alive}
-                having = now if having is None else having & now
+                found |= dict.fromkeys(having - now, place * BLOCK)
+                having = having & now if place else now
                 before = holders
             if not having:
                 break
-            for name in having:
-                found[name] = place * BLOCK
+        else:
+            place = len(keys)
+        found |= dict.fromkeys(having, place * BLOCK)
         return dict(sorted(found.items()))
 
 
 def keys_of(request: Request) -> tuple[int, ...]:
     """A key for each full block of the prompt: of all tokens up to its end, with the pictures in them."""
-    prompt, images = request.prompt, request.images
-    keys: list[int] = []
-    parent = image = 0
-    for first in range(0, len(prompt) - BLOCK + 1, BLOCK):
-        block: tuple[object, ...] = (parent, prompt[first : first + BLOCK])
-        while image < len(images) and images[image].start < first + BLOCK:
-            block += ((images[image].content_hash, images[image].start),)
-            image += 1
-        parent = hash(block)
-        keys.append(parent)
-    return tuple(keys)
+    prompt, parent = request.prompt, 0
+    begin: dict[int, tuple[tuple[str, int], ...]] = {}  # where a block begins -> the pictures that begin in it
+    for image in request.images:
+        first = image.start - image.start % BLOCK
+        begin[first] = (*begin.get(first, ()), (image.content_hash, image.start))
+    firsts = range(0, len(prompt) - BLOCK + 1, BLOCK)
+    return tuple([parent := hash((parent, prompt[first : first + BLOCK], begin.get(first))) for first in firsts])

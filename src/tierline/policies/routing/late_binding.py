@@ -11,6 +11,8 @@ from tierline.core.slo import Slo
 from tierline.perf.serving_demand import StageRates
 from tierline.policies.deadlines import place
 
+BIG = 1 << 62
+
 
 @dataclass(slots=True)
 class LateBinding:
@@ -72,42 +74,51 @@ class LateBinding:
         )
 
     def _prefill(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
-        own_s, tpot_s, modality = request.prefill_s, self.slo.tpot_ns / 1e9, request.modality
+        whole_s, tpot_s, modality = request.prefill_s + request.encode_s, self.slo.tpot_ns / 1e9, request.modality
         # Deadlines of text are earlier than those of images, so it passes them at an instance as well as in the line here.
         passes = not request.images and self.by_deadline and self.slo.image_ttft_ns > self.slo.ttft_ns
         step_s, least_share, overlap = self.step_s, self.least_share, self.overlap
-        cached, embedded = request.cached, request.embedded
-        encode_token_s = request.encode_s / request.image_tokens if request.image_tokens else 0.0
+        works_s = {name: self._work_s(request, name) for name in {*request.cached, *request.embedded}}
+        full_s, most_barred = self._full_s(), self.most_barred if request.images else BIG
         best, least = WAIT, float("inf")
         for each in instances:
+            decode_s = each.decode_s
+            if decode_s > full_s or each.barred >= most_barred:
+                continue
             queued_s = each.prefill_s
             if passes:  # but the iteration that is under way, or that an image is about to begin
                 others_s = queued_s - each.texts_s
                 queued_s = each.texts_s + (others_s if others_s < step_s else step_s)
-            work_s = own_s
-            if cached and (hit := cached.get(each.name, 0)):
-                work_s -= self.trust * (own_s - self.rates.prefill_s(request.prompt_tokens, hit))
-            if request.images:
-                work_s += request.encode_s - encode_token_s * embedded.get(each.name, 0)
-            share = 1 - each.decode_s / tpot_s
+            work_s = works_s.get(each.name, whole_s) if works_s else whole_s
+            share = 1 - decode_s / tpot_s
             ttft_s = (queued_s + work_s + overlap * each.encode_s) / (share if share > least_share else least_share)
-            if each.group != "shared" and each.group != modality:
+            group = each.group
+            if group != "shared" and group != modality:
                 ttft_s += self.cross_s
             if ttft_s < least and self._has_room(each, request, queued_s, passes):
                 best, least = each.name, ttft_s
         return best
 
-    def _has_room(self, instance: InstanceView, request: RequestView, queued_s: float, passes: bool) -> bool:
-        base_s = self.rates.decode_base_s
-        spare_s = (
-            self.slo.tpot_ns / 1e9 - base_s
-        )  # where it is negative no decode can be in time, and none is waited for
-        if spare_s > 0.0 and instance.decode_s > base_s + self.full_share * spare_s:
-            return False
+    def _work_s(self, request: RequestView, name: str) -> float:
+        """Of the request at this instance, without what is cached and embedded there."""
+        work_s = request.prefill_s
+        if hit := request.cached.get(name, 0):
+            work_s -= self.trust * (work_s - self.rates.prefill_s(request.prompt_tokens, hit))
         if request.images:
-            if instance.barred >= self.most_barred:
-                return False
-        else:
+            token_s = request.encode_s / request.image_tokens if request.image_tokens else 0.0
+            work_s += request.encode_s - token_s * request.embedded.get(name, 0)
+        return work_s
+
+    def _full_s(self) -> float:
+        """An iteration of the decodes of an instance that leaves no time for prompts; where no decode can be in time, none
+        is waited for."""
+        base_s = self.rates.decode_base_s
+        spare_s = self.slo.tpot_ns / 1e9 - base_s
+        return base_s + self.full_share * spare_s if spare_s > 0.0 else float("inf")
+
+    def _has_room(self, instance: InstanceView, request: RequestView, queued_s: float, passes: bool) -> bool:
+        """Of an instance that is not full of decodes or of images under way."""
+        if not request.images:
             ready, ready_s = instance.prompts - instance.barred, queued_s - instance.barred_s
             if passes:
                 ready, ready_s = instance.texts, instance.texts_s
@@ -135,12 +146,12 @@ class LateBinding:
 
     def _encode(self, instances: tuple[InstanceView, ...], request: RequestView) -> str:
         """At home unless another's encoder is free so much earlier that the way pays."""
-        way_s, overlap = self.rates.transfer_base_s, self.overlap
+        way_s, overlap, home = self.rates.transfer_base_s, self.overlap, request.home
         best, least_s = WAIT, float("inf")
         for each in instances:
             # Prompts without their images, the one's own among them, do not run beside it.
             beside_s = overlap * (each.prefill_s - each.barred_s)
-            if each.name == request.home:
+            if each.name == home:
                 ends_s = each.encode_s + max(0.0, beside_s - overlap * request.prefill_s)
             else:
                 ends_s = each.encode_s + beside_s + way_s
