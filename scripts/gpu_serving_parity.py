@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_serving_step import Settings, Tell, short
+from msgspec import structs
 
 LEAST_GAP = 1e-3
 FIRST = ("llama", "llava-clip")  # then the others, while there is time
@@ -98,7 +99,7 @@ def _compare(
         began_s = time.monotonic()
         suffix = f" {again}"
         before = _counts(cluster)
-        requests = [replace(each, request_id=each.request_id + suffix) for each in asked.requests]
+        requests = [structs.replace(each, request_id=each.request_id + suffix) for each in asked.requests]
         wanted = {name + suffix: tokens for name, tokens in asked.answers.items()}
         cluster.run(requests, asked.pictures, disturbance)
         cluster.settle()

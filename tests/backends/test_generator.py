@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from tierline.backends.serving import generator as module
 from tierline.backends.serving.generator import EngineGenerator, Mailboxes
@@ -83,7 +83,7 @@ async def ask_when_there(generator: EngineGenerator) -> tuple[int, ...]:
 
 def test_requests_are_found_by_both_names_while_they_run_and_afterwards(caplog: pytest.LogCaptureFixture) -> None:
     generator, clock = deployed()
-    named = replace(REQUEST, client_id="abc")
+    named = structs.replace(REQUEST, client_id="abc")
 
     async def begun() -> None:
         stream = generator.generate(named, {})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 if TYPE_CHECKING:
     from tierline.core.request import Picture, Request
@@ -32,7 +33,7 @@ class Case:
 
     def again(self, suffix: str) -> tuple[list[Request], dict[str, tuple[int, ...]]]:
         """The same requests under other names, and the tokens they should get."""
-        requests = [replace(each, request_id=each.request_id + suffix) for each in self.requests]
+        requests = [structs.replace(each, request_id=each.request_id + suffix) for each in self.requests]
         return requests, {f"{name}{suffix}": answer.tokens for name, answer in self.answers.items()}
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -217,7 +218,7 @@ def limits() -> InstanceLimits:
 def test_the_same_tokens_are_drawn_after_migrations_and_role_changes(case: Callable[[str], Case], kind: str) -> None:
     made = case(kind)
     requests = [
-        replace(
+        structs.replace(
             each,
             sampling=replace(each.sampling, temperature=0.9, top_p=0.9, seed=place, logprobs=2, repetition_penalty=1.1),
         )
@@ -265,7 +266,7 @@ def test_penalties_and_logprobs_are_those_of_transformers_generate(case: Callabl
         wanted[each.request_id] = tuple(result.sequences[0, len(each.prompt) :].tolist())
         logprobs[each.request_id] = torch.cat(result.logits).log_softmax(dim=-1)
         sampling = replace(each.sampling, max_tokens=12, stop_token_ids=stops, **settings)
-        requests.append(replace(each, sampling=sampling))
+        requests.append(structs.replace(each, sampling=sampling))
     cluster = Cluster(made.families, "EPD", limits(), seed=2)
     assert cluster.run(requests, {}) == wanted
     cluster.close()

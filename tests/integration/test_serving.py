@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -138,10 +139,10 @@ def fresh_pictures(questions: Questions) -> Questions:
     return Questions(
         questions.folder,
         tuple(
-            dataclasses.replace(
+            structs.replace(
                 request,
                 images=tuple(
-                    dataclasses.replace(image, content_hash=again(image.content_hash)) for image in request.images
+                    structs.replace(image, content_hash=again(image.content_hash)) for image in request.images
                 ),
             )
             for request in questions.requests

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -78,7 +79,7 @@ def test_images_stand_in_the_way_of_text_where_the_policy_says_so(questions: Que
     save_profile(slow, tmp_path / "slow.toml")
     image = next(each for each in questions.requests if len(each.images) == 1)
     text = next(each for each in questions.requests if not each.images)
-    text = replace(text, sampling=Sampling(400, temperature=0.0, ignore_eos=True))
+    text = structs.replace(text, sampling=Sampling(400, temperature=0.0, ignore_eos=True))
     pictures = {each.content_hash: questions.pictures[each.content_hash] for each in image.images}
     told: list[str] = []
 

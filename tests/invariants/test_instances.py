@@ -2,13 +2,13 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
 from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from msgspec import structs
 
 from tierline.core.instance_actions import InstanceAction, TellMoved, TellRoles
 from tierline.core.request import ALL_ROLES, ImageSpan, Request, Role, Sampling
@@ -39,7 +39,7 @@ def made_up_request(rng, number):
         prompt += rng.choice(TEXTS)[: rng.choice([0, 0, 1, 5, 8])]
     if images and rng.random() < 0.3:  # an image at the very beginning
         cut = images[0].start
-        prompt, images = prompt[cut:], [replace(image, start=image.start - cut) for image in images]
+        prompt, images = prompt[cut:], [structs.replace(image, start=image.start - cut) for image in images]
     stops = tuple(range(3, 1000, rng.choice([5, 40, 400])))
     sampling = Sampling(
         max_tokens=rng.choice([1, 2, 6, 12, 30, 100]),

@@ -1,8 +1,7 @@
 """An instance falls asleep and wakes: what it does, what it says, and what becomes of what comes too late."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from tierline.core.instance_actions import (
     AddSequence,
@@ -53,7 +52,7 @@ def send():
 
 def answer_one(send, name, step):
     """A whole request; what it began with and what it found in the prefix cache."""
-    actions = send(RequestQueued(replace(REQUEST, request_id=name)))
+    actions = send(RequestQueued(structs.replace(REQUEST, request_id=name)))
     (begun,) = [each for each in actions if isinstance(each, RunStep)]
     send(StepEnded(step, ((name, 5),)))
     return begun.chunks[0].first

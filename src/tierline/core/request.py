@@ -74,8 +74,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSpan:
+class ImageSpan(Struct, frozen=True):
     """One image inside a prompt: `tokens` placeholder positions from `start` on, and the hash of the file it came from.
 
     `grid` is what a family needs to know of its size (empty where all images have one size).
@@ -91,8 +90,7 @@ class ImageSpan:
         return self.start + self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One answer to be made. `prompt` holds the token ids with every image's placeholders in place.
 
     `made` are output tokens that were already told to the client, before the instance that made them was lost: they are

@@ -8,7 +8,9 @@ any more; when little is left the sequence stands still, the rest follows, and t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from tierline.core.instance_actions import (
     AcceptMove,
@@ -88,7 +90,7 @@ class Moves:
             self._state.out.append(TellMoveFailed(event.request_id, event.to, "it has not answered an earlier offer"))
             return
         self._leaving[event.request_id] = Leaving(event.to)
-        offered = replace(sequence.request, made=sequence.made)
+        offered = structs.replace(sequence.request, made=sequence.made)
         self._state.out.append(OfferMove(offered, event.to, sequence.computed))
 
     def accepted(self, event: MoveAccepted) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import structs
 
 from tierline.core.instance_actions import TellStatus, TellTokens
 from tierline.core.request import ALL_ROLES, Request, Role, TokenLogprob, TokensMade
@@ -70,9 +72,10 @@ class Live:
     def predict(self, rates: StageRates) -> None:
         """Device seconds of its prompt and of its images, each picture once."""
         self.prefill_s = rates.prefill_s(self.positions)
-        tokens = {image.content_hash: image.tokens for image in self.request.images}
-        self.encode_s = sum(rates.image_s(each) for each in tokens.values())
-        self.image_tokens = sum(image.tokens for image in self.request.images)
+        if images := self.request.images:
+            tokens = {image.content_hash: image.tokens for image in images}
+            self.encode_s = sum([rates.image_s(each) for each in tokens.values()])
+            self.image_tokens = sum([image.tokens for image in images])
 
     def view(self, cached: Mapping[str, int] = NOTHING, embedded: Mapping[str, int] = NOTHING) -> RequestView:
         return RequestView(
@@ -95,7 +98,7 @@ class Live:
         """The request as `owner` gets it. No two attempts of a scheduler have the same `number`."""
         self.attempt, self.owner = f"{self.request_id}#{number}", owner
         self.charged_tokens = self.positions
-        return replace(self.request, request_id=self.attempt, made=tuple(self.told))
+        return structs.replace(self.request, request_id=self.attempt, made=tuple(self.told))
 
     def end_attempt(self) -> None:
         self.attempt = self.owner = self.moving_to = ""

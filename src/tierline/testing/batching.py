@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 
 from msgspec import structs
 
@@ -159,6 +158,6 @@ class BatchPolicyContract:
                 text = tuple(range(rng.randrange(4, 20)))
                 prompt, images = (text, ()) if number % 2 else ((*text[:4], 9, 9, 9, *text[4:]), (image,))
                 request = Request(f"r{number}", prompt, Sampling(rng.randrange(1, 25)), images, arrived_ns=number)
-                cluster.serving.submit(replace(request, priority=rng.choice([0, 0, 1])))
+                cluster.serving.submit(structs.replace(request, priority=rng.choice([0, 0, 1])))
                 cluster.advance_some(rng.randrange(12))
             cluster.drain()  # asserts that all is answered, and rightly

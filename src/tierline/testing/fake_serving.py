@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from tierline.core.instance_actions import (
     Tell,
@@ -105,7 +107,7 @@ class FakeServing:
         hashes = tuple(dict.fromkeys(image.content_hash for image in answer.base.images)) if announce else ()
         for content_hash in hashes:
             self._encode(content_hash, answer.owner)
-        request = replace(answer.base, request_id=answer.request_id, made=answer.made)
+        request = structs.replace(answer.base, request_id=answer.request_id, made=answer.made)
         self._send(answer.owner, RequestQueued(request, hashes))
 
     def cancel(self, answer: Answer) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from msgspec import structs
 
 from tierline.core.instance_actions import (
     Tell,
@@ -301,7 +302,7 @@ class Cluster:
             expected = tuple(dict.fromkeys(image.content_hash for image in request.images))
             for content_hash in expected:
                 self._ask_encode(content_hash, progress.owner)
-        self._send(progress.owner, RequestQueued(replace(request, request_id=progress.attempt), expected))
+        self._send(progress.owner, RequestQueued(structs.replace(request, request_id=progress.attempt), expected))
 
     def _ask_encode(self, content_hash: str, to: str) -> None:
         own = Role.ENCODE in self._roles[to] and self.rng.random() < 0.7
@@ -320,7 +321,7 @@ class Cluster:
             case TellReturned():
                 progress = self._progress[self._of_attempt[message.request_id]]
                 if message.request_id == progress.attempt:
-                    self._submit(replace(progress.request, made=message.made))
+                    self._submit(structs.replace(progress.request, made=message.made))
             case TellMoved():
                 progress = self._progress[self._of_attempt[message.request_id]]
                 if message.request_id == progress.attempt:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
+
+from msgspec import structs
 
 from tierline.core.fleet_view import stages_of
 from tierline.core.instance_actions import Tell
@@ -139,7 +141,7 @@ class RealServing:
         client = self.answers[request_id]
         hashes = dict.fromkeys(image.content_hash for image in client.request.images)
         client.lacking = ()
-        self.handle(RequestSubmitted(replace(client.request, made=client.made), tuple(hashes)))
+        self.handle(RequestSubmitted(structs.replace(client.request, made=client.made), tuple(hashes)))
 
     def cancel(self, client: Client) -> None:
         client.cancelled = True

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import structs
@@ -153,7 +153,7 @@ class EngineGenerator:
         if self._failed:
             raise RequestLost(self._failed)
         own = f"r{next(self._count)}"
-        sent = replace(request, request_id=own, arrived_ns=request.arrived_ns or time.monotonic_ns())
+        sent = structs.replace(request, request_id=own, arrived_ns=request.arrived_ns or time.monotonic_ns())
         queue = self._mailboxes.open(own, pictures)
         entry, how, error = self._log.begin(sent), CLOSED, ""
         finished = False

@@ -12,8 +12,10 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import structs
 
 from tierline.core.errors import PixelsNeeded, RequestLost
 from tierline.core.request import ImageSpan, Picture, Request
@@ -178,7 +180,7 @@ class Inference:
         Pictures that turn out to be needed after all are decoded, and the generator is asked again."""
         answer, told = job.answer, list(job.request.made)
         for _ in range(TRIES):
-            stream = self._service.generator.generate(replace(job.request, made=tuple(told)), pictures)
+            stream = self._service.generator.generate(structs.replace(job.request, made=tuple(told)), pictures)
             try:
                 async for made in stream:
                     told += made.tokens[len(told) - made.first :]
