@@ -100,10 +100,11 @@ class OperatorTimes:
         """Seconds of `steps` iterations that only decode: a sum a piece of the curve, so O(1) in `steps`."""
         if not decodes or steps <= 0:
             return 0.0
+        curve, mean = self._of_sequences(decodes), decode_context / decodes
         fixed = self._iteration_s + decodes * self._sequence_s
         fixed += self._tokens_s[decodes] if decodes <= DENSE_TOKENS else self._matrices.at(decodes)
         fixed += self._head_s[decodes] if decodes < 513 else self._head.at(decodes)
-        return fixed * steps + self._of_sequences(decodes).total(decode_context / decodes, 1.0, steps)
+        return fixed + curve.at(mean) if steps == 1 else fixed * steps + curve.total(mean, 1.0, steps)
 
     def encode_s(self, patches: Sequence[int]) -> float:
         """Seconds of one batch of images. Raises `InvalidInput` where nothing is known of an encoder."""

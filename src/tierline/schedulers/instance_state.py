@@ -135,9 +135,7 @@ class InstanceState:
 
     def one_by_one(self) -> list[Sequence]:
         """Those in `apart`, in order of admission."""
-        apart = list(self.apart.values())
-        apart.sort(key=seat_of)
-        return apart
+        return sorted(self.apart.values(), key=seat_of) if self.apart else []
 
     def vacate(self, sequence: Sequence) -> None:
         """Take the sequence off its blocks and out of whatever it is in; it stays known."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from tierline.core.request import ImageSpan, Request
@@ -95,15 +95,15 @@ class KvBlocks:
         """`count` blocks without content; [] and no change when there are not so many."""
         if count <= 0 or count > self.free:
             return []
-        free = self._free
+        free, idle, references = self._free, self._idle, self._references
         taken = free[: -count - 1 : -1]
         del free[len(free) - len(taken) :]
-        for _ in range(count - len(taken)):
-            block, _ = self._idle.popitem(last=False)
-            self._forget(block)
-            taken.append(block)
+        if len(taken) < count:
+            oldest = [idle.popitem(last=False)[0] for _ in range(count - len(taken))]
+            self._forget(oldest)
+            taken += oldest
         for block in taken:
-            self._references[block] = 1
+            references[block] = 1
         return taken
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -140,14 +140,16 @@ class KvBlocks:
     def forget_all(self) -> None:
         """Nobody holds a block, and no content can be found any more."""
         assert self.free == self.total, "a block is held"
-        for block in self._idle:
-            self._forget(block)
+        self._forget(self._idle)
         self._free = list(range(self.total - 1, -1, -1))
         self._idle.clear()
 
-    def _forget(self, block: int) -> None:
-        key = self._key_of[block]
-        if key is not None:
-            del self._block_of[key]
-            self._key_of[block] = None
-            self.forgotten += 1
+    def _forget(self, blocks: Collection[int]) -> None:
+        """Of those that nobody holds."""
+        key_of, block_of = self._key_of, self._block_of
+        for block in blocks:
+            key = key_of[block]
+            assert key is not None, f"block {block} is idle and its content is not known"
+            del block_of[key]
+            key_of[block] = None
+        self.forgotten += len(blocks)

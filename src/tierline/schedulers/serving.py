@@ -241,6 +241,13 @@ class ServingScheduler:
         match message:
             case TellTokens():
                 self._tokens(server, message, logprobs)
+            case TellEmbeddings():
+                self._images.stored(server, message)
+                self._attempts.hear_of_room(server)
+            case TellStatus():
+                server.heard(message)
+                if message.free_blocks:
+                    self._has_room(server)
             case TellPrefilled():
                 if live := self._attempts.current(server, message.request_id):
                     self._attempts.past_prompt(server, live)
@@ -261,9 +268,6 @@ class ServingScheduler:
             case TellMoveFailed():
                 if live := self._attempts.current(server, message.request_id):
                     self._moves.failed(live, message.to)
-            case TellEmbeddings():
-                self._images.stored(server, message)
-                self._attempts.hear_of_room(server)
             case TellRoles():
                 if message.by_batch:
                     server.switches += 1
@@ -273,10 +277,6 @@ class ServingScheduler:
             case TellAwake():
                 if self._elastic.awake(server, message.roles):
                     self._ready(now_ns, stand_in=True)
-            case TellStatus():
-                server.heard(message)
-                if message.free_blocks:
-                    self._has_room(server)
             case TellTimes():
                 if self._told_rates is not None:
                     self._renew(self._told_rates.hear(server.name, message.factors))

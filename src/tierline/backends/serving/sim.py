@@ -40,7 +40,7 @@ from tierline.core.instance_events import (
     WakeAsked,
 )
 from tierline.core.nouns import NS_PER_S
-from tierline.core.request import Request, Role
+from tierline.core.request import Role
 from tierline.core.served_outcome import UNFINISHED, ServedOutcome
 from tierline.core.served_trace import ServedTrace, TracedImage
 from tierline.core.serving_actions import (
@@ -148,8 +148,8 @@ class SimServing:
         self._tick_ns = tick_ns
         self._prompts = Prompts(options.max_tokens)
         self._images = {image.content_hash: image for each in trace.requests for image in each.images}
-        self._requests: dict[str, Request] = {}  # that are live, as their clients sent them
         self._courses: list[_Course] = [_Course() for _ in trace.requests]
+        self._live: dict[str, _Course] = {}  # of those that have come and not ended
         self._open = len(trace.requests)
         self._instances: dict[str, SimInstance] = {}
         self._held: dict[str, int] = {}  # instances with memory on their device -> since when
@@ -227,7 +227,7 @@ class SimServing:
         self._push_arrival()
         traced = self._trace.requests[number]
         request = self._prompts.request(f"r{number}", traced)
-        self._requests[request.request_id] = request
+        self._live[request.request_id] = self._courses[number]
         return RequestSubmitted(request, tuple({image.content_hash: None for image in request.images}))
 
     # --- instances
@@ -300,7 +300,8 @@ class SimServing:
         self._post(instance.name, to, at_ns, event)
 
     def output_of(self, attempt: str) -> int:
-        return self._trace.requests[_number(attempt)].output_tokens
+        number = int(attempt.partition("#")[0][1:])  # of the request, in the trace
+        return self._trace.requests[number].output_tokens
 
     def image(self, content_hash: str) -> TracedImage:
         return self._images[content_hash]
@@ -370,7 +371,7 @@ class SimServing:
 
     def _answered(self, action: Answer) -> None:
         made, now_ns = action.tokens, self._clock.now_ns()
-        course = self._courses[_number(made.request_id)]
+        course = self._live[made.request_id]
         if made.tokens and course.first_ns < 0:
             course.first_ns = now_ns
             course.cached_tokens = made.cached_tokens
@@ -379,7 +380,7 @@ class SimServing:
             course.finished_ns = now_ns
             course.outcome = "finished" if made.finish in ("stop", "length") else made.finish
             self._open -= 1
-            del self._requests[made.request_id]
+            del self._live[made.request_id]
 
     def close(self) -> None:
         """Nothing is to be ended."""
@@ -405,8 +406,3 @@ class SimServing:
     def open(self) -> int:
         """Requests that have not ended, those still to come included."""
         return self._open
-
-
-def _number(name: str) -> int:
-    """Of the request, in the trace; `name` is its id or an attempt's."""
-    return int(name.partition("#")[0][1:])

@@ -16,8 +16,11 @@ from tierline.core.instance_actions import (
     CancelMove,
     ConfirmMove,
     ConfirmRound,
+    DropEmbeddings,
     DropSequence,
     EncodeImage,
+    FreeMemory,
+    ImportRound,
     InstanceAction,
     OfferMove,
     RefuseMove,
@@ -27,9 +30,11 @@ from tierline.core.instance_actions import (
     SendRound,
     TakeMemory,
     Tell,
+    TellEmbeddings,
+    TellMoved,
+    TellPrefilled,
     TellStatus,
     TellTokens,
-    ToEngine,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -181,10 +186,10 @@ class SimInstance:
 
     def _execute(self, now_ns: int, action: InstanceAction) -> None:
         match action:
-            case TellTokens():
-                self._outside.tell(self, now_ns, action)
             case RunStep():
                 self._decided(action)
+            case TellTokens() | TellEmbeddings() | TellPrefilled() | TellMoved():  # and the rarer ones below
+                self._outside.tell(self, now_ns, action)
             case AddSequence(request):
                 output = self._outside.output_of(request.request_id)
                 self._known[request.request_id] = (len(request.prompt), output)
@@ -214,7 +219,7 @@ class SimInstance:
                 self._outside.send(self, now_ns, action.to, message_of(action, self.name), 0)
             case TakeMemory():
                 self._handle(now_ns, WakeEnded())  # the time that it takes is over already
-            case _ if isinstance(action, ToEngine):
+            case DropEmbeddings() | ImportRound() | FreeMemory():
                 pass  # nothing is stored
             case _:
                 self._outside.tell(self, now_ns, action)
