@@ -9,6 +9,7 @@ from tierline.core.instance_actions import (
     TellMoved,
     TellMoveFailed,
     TellPrefilled,
+    TellProgress,
     TellReturned,
     TellRoles,
     TellStatus,
@@ -99,6 +100,20 @@ def test_tokens_are_told_and_counted_and_an_end_frees_all():
     assert told.counts("a") == (0, 1, 0)
     (answer,) = told.say("a", tokens("r#1", 1, 8, finish="stop"))
     assert answer.tokens.finish == "stop" and told.counts("a") == (0, 0, 0) and not told.scheduler.live
+
+
+def test_progress_of_several_is_told_as_if_each_had_been_told():
+    one_by_one, at_once = Told("EPD"), Told("EPD")
+    for told in (one_by_one, at_once):
+        for attempt in ("r#1", "s#2"):
+            told.submit(attempt[0])
+            told.say("a", tokens(attempt, 0, 7))
+    words = (tokens("r#1", 1, 8, 9), tokens("s#2", 1, 6), tokens("t#3", 0, 5))
+    answers = at_once.say("a", TellProgress(words))
+    assert answers == [action for word in words for action in one_by_one.say("a", word)]
+    assert [kinds(answers), answers[0].tokens.tokens] == [[Answer, Answer, CancelAttempt], (8, 9)]
+    contexts = [told.scheduler.servers["a"].context_tokens for told in (one_by_one, at_once)]
+    assert contexts[0] == contexts[1] == 2 * 10 + 2 + 3
 
 
 def test_an_image_is_encoded_beside_and_the_attempt_expects_it():

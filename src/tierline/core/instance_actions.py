@@ -160,6 +160,12 @@ class TellTokens(Struct, frozen=True):
     reason: str = ""
 
 
+class TellProgress(Struct, frozen=True):
+    """What a simulated engine has made in the midst of several answers: the same as telling each."""
+
+    words: tuple[TellTokens, ...]
+
+
 class TellPrefilled(Struct, frozen=True):
     """The attempt's prompt is done, and decoding is not allowed here: it waits to be moved."""
 
@@ -246,6 +252,7 @@ class TellTimes(Struct, frozen=True):
 
 Tell = (
     TellTokens
+    | TellProgress
     | TellPrefilled
     | TellImagesNeeded
     | TellReturned

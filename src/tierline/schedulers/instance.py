@@ -67,7 +67,7 @@ from tierline.schedulers.sequence import HASHED_KEYS, Phase, Sequence
 class Simulated:
     """Of an engine whose tokens mean nothing: `token` is what it draws, but for end tokens; `block_keys` name the contents
     of blocks. With `lockstep`, sequences that only decode are advanced together, which changes no result. Output is told
-    with the first token and the last, and in between when `tell_progress` is called: nobody reads along."""
+    with the first token and the last, and in between when `progress` is asked for: nobody reads along."""
 
     block_keys: BlockKeys
     token: int = 0
@@ -149,14 +149,11 @@ class InstanceScheduler:
 
     # --- events
 
-    def tell_progress(self) -> list[InstanceAction]:
-        """Tell of all output that was not told; for simulated engines."""
+    def progress(self) -> tuple[TellTokens, ...]:
+        """All output that was not told, which is told by this; for simulated engines."""
         if self._lockstep:
             self._lockstep.settle_all()
-        for sequence in self._state.sequences.values():
-            self._tell(sequence)
-        out, self._state.out = self._state.out, []
-        return out
+        return tuple([told for each in self._state.sequences.values() if (told := _untold(each))])
 
     def unasked(self) -> int:
         """So many iterations, the one under way included, can be run before something has to be decided; for simulated
@@ -375,11 +372,8 @@ class InstanceScheduler:
 
     def _tell(self, sequence: Sequence) -> None:
         """Tell what was made and not told."""
-        if sequence.output_tokens > sequence.told:
-            tokens = tuple(sequence.tokens[len(sequence.request.prompt) + sequence.told :])
-            tell = TellTokens(sequence.request_id, sequence.told, tokens, cached_tokens=sequence.cached_tokens)
-            sequence.told += len(tokens)
-            self._state.out.append(tell)
+        if told := _untold(sequence):
+            self._state.out.append(told)
 
     def _alone(self, request_id: str) -> None:
         """The sequence is no longer in lockstep; in the iteration under way it has a chunk of its own."""
@@ -597,3 +591,13 @@ class InstanceScheduler:
             self._awaits_batch = bool(self._unconfirmed)
             if not self._unconfirmed:
                 self._state.out.append(TellRoles(self._state.roles, by_batch=True))
+
+
+def _untold(sequence: Sequence) -> TellTokens | None:
+    """What it has made that was not told, which is told from now on; None where all was."""
+    first = sequence.told
+    tokens = tuple(sequence.tokens[len(sequence.request.prompt) + first :])
+    if not tokens:
+        return None
+    sequence.told += len(tokens)
+    return TellTokens(sequence.request_id, first, tokens, None, sequence.cached_tokens)

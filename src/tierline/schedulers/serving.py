@@ -23,6 +23,7 @@ from tierline.core.instance_actions import (
     TellMoved,
     TellMoveFailed,
     TellPrefilled,
+    TellProgress,
     TellReturned,
     TellRoles,
     TellStatus,
@@ -200,12 +201,16 @@ class ServingScheduler:
                 self._tick(now_ns)
             case _:
                 raise AssertionError(f"{type(event).__name__} is not for the serving scheduler")
-        self._attempts.place_where_news()
-        if self._elastic.is_due(now_ns):
-            self._look(now_ns)
+        self._settle(now_ns)
         out = self._out[:]
         self._out.clear()
         return out
+
+    def _settle(self, now_ns: int) -> None:
+        """Do what cannot wait for the next tick."""
+        self._attempts.place_where_news()
+        if self._elastic.is_due(now_ns):
+            self._look(now_ns)
 
     def _submitted(self, now_ns: int, event: RequestSubmitted) -> None:
         request = event.request
@@ -241,6 +246,10 @@ class ServingScheduler:
         match message:
             case TellTokens():
                 self._tokens(server, message, logprobs)
+            case TellProgress():
+                for each in message.words:
+                    self._tokens(server, each, ())
+                    self._settle(now_ns)
             case TellEmbeddings():
                 self._images.stored(server, message)
                 self._attempts.hear_of_room(server)

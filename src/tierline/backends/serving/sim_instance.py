@@ -33,6 +33,7 @@ from tierline.core.instance_actions import (
     TellEmbeddings,
     TellMoved,
     TellPrefilled,
+    TellProgress,
     TellStatus,
     TellTokens,
 )
@@ -421,8 +422,8 @@ class SimInstance:
 
     def _tell_progress(self, now_ns: int) -> None:
         self._progress_ns = now_ns
-        for action in self._scheduler.tell_progress():
-            self._execute(now_ns, action)
+        if words := self._scheduler.progress():
+            self._outside.tell(self, now_ns, TellProgress(words))
 
     def status(self) -> TellStatus:
         """Its counters as they are."""
