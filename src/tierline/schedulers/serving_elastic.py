@@ -131,6 +131,7 @@ class Elastic:
     _refused: dict[str, str] = field(default_factory=dict)
     _touched: set[tuple[str, type]] = field(default_factory=set)  # changed in this look
     _looked_ns: int = 0
+    _learns_ns: int = 0  # when lengths are learnt from again
     _pressed: bool = False
 
     @property
@@ -204,7 +205,9 @@ class Elastic:
             self._starting.popleft()
         if not self.fleet.servers and not self.options.max_instances:
             return
-        self.history.learn(self._running(now_ns))
+        if now_ns >= self._learns_ns:  # O(answers)
+            self.history.learn(self._running(now_ns))
+            self._learns_ns = now_ns + self.options.period_ns
         view = None
         for policy in self.options.policies:
             if view is None or self._touched:
