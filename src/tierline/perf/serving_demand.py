@@ -1,6 +1,6 @@
 """What requests of the serving tier will ask for: device seconds of each stage, output still to come, demand in instances.
 
-Each formula is one function with its equation. Of output lengths only those of answers that have ended are used.
+Each formula is one function with its equation. Nothing here knows how long an answer will be before it has ended.
 """
 
 from __future__ import annotations
