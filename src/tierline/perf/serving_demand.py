@@ -11,6 +11,8 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul, sub
 from typing import Protocol, TypeVar, runtime_checkable
 
 from tierline.core.errors import InvalidInput
@@ -164,30 +166,32 @@ class OutputHistory:
 
     window: int = 2048
     lengths: deque[int] = field(default_factory=deque)
-    _known: list[int] = field(default_factory=list)  # lengths of those that ended, in order
+    _sorted: list[int] = field(default_factory=list)  # `lengths` in order
+    _known: list[int] = field(default_factory=list)  # the same when `learn` was called
     _above: list[float] = field(default_factory=list)  # S from each of them on
     _rest: list[float] = field(default_factory=list)  # the integral of S from each of them on
     _tail: float = PRIOR_TOKENS
 
     def ended(self, output_tokens: int) -> None:
         self.lengths.append(output_tokens)
+        bisect.insort(self._sorted, output_tokens)
         if len(self.lengths) > self.window:
-            self.lengths.popleft()
+            del self._sorted[bisect.bisect_left(self._sorted, self.lengths.popleft())]
 
     def learn(self, running: Iterable[int]) -> None:
         """Predict from here on by what has ended so far and by answers of `running` tokens that go on."""
-        known, longer = sorted(self.lengths), sorted(running)
-        above, share, at = [], 1.0, 0
-        for place, length in enumerate(known):
-            while at < len(longer) and longer[at] < length:
-                at += 1
-            share *= 1 - 1 / (len(known) - place + len(longer) - at)
-            above.append(share)
+        known, longer = self._sorted[:], [*running]
+        shorter = [0] * (len(known) + 1)  # of those that run, so many more than of the place before
+        for length in longer:
+            shorter[bisect.bisect_right(known, length)] += 1
+        left = range(len(known) + len(longer), len(longer), -1)
+        above = [*accumulate([1 - 1 / (n - gone) for n, gone in zip(left, accumulate(shorter), strict=False)], mul)]
         self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + sum(known) + sum(longer)) / (PRIOR_ANSWERS + len(known))
-        rest = [above[-1] * self._beyond(known[-1])] if known else []
-        for place in range(len(known) - 2, -1, -1):
-            rest.append(rest[-1] + above[place] * (known[place + 1] - known[place]))
-        rest.reverse()
+        rest = []
+        if known:
+            steps = map(mul, above, map(sub, known[1:], known))
+            rest = [*accumulate(reversed([*steps]), initial=above[-1] * self._beyond(known[-1]))]
+            rest.reverse()
         self._known, self._above, self._rest = known, above, rest
 
     def remaining(self, output_tokens: int) -> float:
