@@ -1,4 +1,7 @@
-"""One simulated instance: its scheduler, and when what that wants is done. Where messages go is the cluster's business."""
+"""One simulated instance: its scheduler, and when what that wants is done. Where messages go is the cluster's business.
+
+Over 400 lines: iterations, leaps over them and the encoder beside them share the moments at which each of them ends.
+"""
 
 from __future__ import annotations
 
