@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,8 @@ class Curve:
 
 def rising(seconds: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """The rising sequence next to measured seconds by least squares of their logarithms: more work never takes less time."""
+    from scipy.optimize import isotonic_regression  # half a second, which every instance would wait
+
     found: NDArray[np.float64] = np.exp(isotonic_regression(np.log(np.asarray(seconds, dtype=float))).x)
     return found
 

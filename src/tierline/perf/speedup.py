@@ -7,7 +7,6 @@ global batch its time per step is `t(n) = a/n + b + c·(n − 1)/n`: compute, fi
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import nnls
 
 from tierline.core.views import Floats
 
@@ -44,6 +43,8 @@ def speedup_curve(points: tuple[tuple[int, float], ...], min_gpus: int, max_gpus
 
 def sync_step_time(gpus: Floats, speed: Floats, at: Floats) -> Floats:
     """Step time (relative) at `at` GPUs from a non-negative fit of `a/n + b + c·(n−1)/n` to measured speeds."""
+    from scipy.optimize import nnls  # half a second, which every command that knows the job tier would wait
+
     design = np.stack([1.0 / gpus, np.ones_like(gpus), (gpus - 1.0) / gpus], axis=1)
     coefficients, _ = nnls(design, 1.0 / speed)
     n = np.maximum(at, 1.0)
