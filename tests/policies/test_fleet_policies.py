@@ -410,8 +410,10 @@ def test_seats_ask_for_decoders():
 
 def test_two_of_eight_decode_only_with_room_to_spare_and_not_at_first():
     policy = EnoughDecoders(RATES)
-    assert EnoughDecoders(RATES, few_tpot_share=0.95).wanted(asking(5.0, 2.5)) == 2
-    assert policy.wanted(asking(5.0, 2.5)) == 3, "two would take more than 0.7 of the TPOT"
+    assert EnoughDecoders(RATES, few_tpot_share=0.95, few_seats_share=0.85).wanted(asking(5.0, 2.5)) == 2
+    assert EnoughDecoders(RATES, few_seats_share=0.85).wanted(asking(5.0, 2.5)) == 3, "0.7 of the TPOT would not do"
+    assert EnoughDecoders(RATES, few_tpot_share=0.95).wanted(asking(5.0, 2.5)) == 3, "nor would 0.4 of the seats"
+    assert policy.wanted(asking(5.0, 2.5)) == 3
     assert policy.wanted(asking(5.0, 0.3)) == 2
     first = policy.propose(asking(5.0, 0.3))
     assert sum(Role.DECODE not in each.roles for each in first) == 8 - 3

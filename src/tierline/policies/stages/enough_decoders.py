@@ -32,8 +32,8 @@ class EnoughDecoders:
     `mixed_share`: of the time that the TPOT promised leaves beside one decode, up to where all do everything. `tpot_share`:
     of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be
     taken. `least_share`: of the instances decode at least; fewer than `few_share` only where they stay within
-    `few_tpot_share` of the TPOT, for what they do not bear comes late to the others, and not at the first split, when little
-    has been seen. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an image costs
+    `few_tpot_share` of the TPOT and `few_seats_share` of the seats, for others are slow to help them, and not at the first
+    split, when little has been seen. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an image costs
     iterations beside it so much of its time.
     """
 
@@ -41,6 +41,7 @@ class EnoughDecoders:
     mixed_share: float = 0.15
     tpot_share: float = 0.95
     few_tpot_share: float = 0.7
+    few_seats_share: float = 0.4
     seats: int = 256
     seats_share: float = 0.85
     least_share: float = 0.25
@@ -92,8 +93,11 @@ class EnoughDecoders:
         for fewer in range(max(1, round(self.least_share * count)), count // 2 + 1):
             tpot_s = steady_tpot_s(tokens_per_s / fewer, context, 0.0, self.rates)
             sequences = tokens_per_s / fewer * promised_s  # prompts in what is left make iterations as long as promised
-            share = self.few_tpot_share if fewer < round(self.few_share * count) else self.tpot_share
-            if tpot_s <= share * promised_s and sequences <= self.seats_share * self.seats:
+            few = fewer < round(self.few_share * count)
+            share, seats_share = (
+                (self.few_tpot_share, self.few_seats_share) if few else (self.tpot_share, self.seats_share)
+            )
+            if tpot_s <= share * promised_s and sequences <= seats_share * self.seats:
                 return fewer
         return count
 
