@@ -33,8 +33,8 @@ class EnoughDecoders:
     of that TPOT, up to where decodes share an instance. `seats`: sequences of an instance; `seats_share` of them may be
     taken. `least_share`: of the instances decode at least; fewer than `few_share` only where they stay within
     `few_tpot_share` of the TPOT and `few_seats_share` of the seats, for others are slow to help them, and not at the first
-    split, when little has been seen. `margin`: so much more or less demand must ask for a change as well. `encode_weight`: an image costs
-    iterations beside it so much of its time.
+    split, when little has been seen. `margin`: so much more or less demand must ask for a change as well.
+    `encode_weight`: an image costs iterations beside it so much of its time.
     """
 
     rates: StageRates = field(default_factory=StageRates)
