@@ -243,8 +243,8 @@ class Grid:
 
         def goodput(name: str) -> float:
             seeds = range(FIRST_SEED, FIRST_SEED + self.sizes.side_seeds)
-            rows = [self.run(name, rates[0.95], seconds, cell, seed, factor) for seed in seeds]
-            return _mean(dict(enumerate(rows)), "goodput_per_device")
+            rows = {seed: self.run(name, rates[0.95], seconds, cell, seed, factor) for seed in seeds}
+            return _mean(rows, "goodput_per_device")
 
         best = max(static_splits(INSTANCES), key=goodput)
         for part in PARTS:

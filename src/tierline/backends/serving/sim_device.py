@@ -40,7 +40,7 @@ class IterationTimer:
         if batch.chunks:
             self._stretch = None
             self._start_ns = now_ns
-            self._one_ns = round(self._times.iteration_s(batch) * NS_PER_S) or 1
+            self._one_ns = _ns(self._times.iteration_s(batch))
         elif (
             stretch is None
             or stretch.end_ns != now_ns
@@ -61,7 +61,7 @@ class IterationTimer:
         end_ns = stretch.ends.get(steps)
         if end_ns is None:
             seconds = self._times.decodes_s(stretch.decodes, stretch.context, steps)
-            end_ns = stretch.ends[steps] = stretch.start_ns + (round(seconds * NS_PER_S) or 1)
+            end_ns = stretch.ends[steps] = stretch.start_ns + _ns(seconds)
         return end_ns
 
     def ended(self, now_ns: int, count: int, *, on_time: bool) -> None:
@@ -83,3 +83,7 @@ class IterationTimer:
         while number and self.end_ns(number) > at_ns:
             number -= 1
         return number
+
+
+def _ns(seconds: float) -> int:
+    return max(1, round(seconds * NS_PER_S))

@@ -19,11 +19,8 @@ from tierline.core.instance_actions import (
     CancelMove,
     ConfirmMove,
     ConfirmRound,
-    DropEmbeddings,
     DropSequence,
     EncodeImage,
-    FreeMemory,
-    ImportRound,
     InstanceAction,
     OfferMove,
     RefuseMove,
@@ -39,6 +36,7 @@ from tierline.core.instance_actions import (
     TellProgress,
     TellStatus,
     TellTokens,
+    ToEngine,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -223,7 +221,7 @@ class SimInstance:
                 self._outside.send(self, now_ns, action.to, message_of(action, self.name), 0)
             case TakeMemory():
                 self._handle(now_ns, WakeEnded())  # the time that it takes is over already
-            case DropEmbeddings() | ImportRound() | FreeMemory():
+            case _ if isinstance(action, ToEngine):
                 pass  # nothing is stored
             case _:
                 self._outside.tell(self, now_ns, action)

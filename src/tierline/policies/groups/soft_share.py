@@ -28,7 +28,8 @@ class SoftShare:
     slack: float = 0.6
 
     def propose(self, view: FleetView) -> tuple[Proposal, ...]:
-        members = tuple(each for each in view.members if Role.DECODE not in each.roles) or view.members
+        for_prompts = tuple(each for each in view.members if Role.DECODE not in each.roles)
+        members = for_prompts or view.members
         count = len(members)
         text, images = (each.encode + each.prefill for each in (view.text, view.multimodal))
         if not count or text + images <= 0:
@@ -43,7 +44,7 @@ class SoftShare:
         proposals: list[Proposal] = [
             SetGroup(each.name, "shared", "it is for decodes")
             for each in view.members
-            if each not in members and each.group != "shared" and not each.group_cooling
+            if for_prompts and Role.DECODE in each.roles and each.group != "shared" and not each.group_cooling
         ]
         free = [each for each in members if not each.group_cooling]
         free.sort(key=lambda each: (each.prefill_s + each.encode_s + each.decode_s, each.name))
