@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Protocol, runtime_checkable
 
 from tierline.core.stage_times import BatchShape
 from tierline.perf.parts_fit import LEAST, MOST, NEWS, PartsFit
@@ -14,6 +15,13 @@ from tierline.perf.serving_demand import StageRates
 ENOUGH, ENOUGH_IMAGES = 32, 4  # seen, before an instance tells of them
 WARM, EVERY = 256, 8  # of those beyond so many every so manieth is looked at: a look costs 40 microseconds
 FACTORS = 5  # of an iteration, its prompts, its decodes, their contexts; of an image
+
+
+@runtime_checkable
+class UsesRates(Protocol):
+    """A policy that predicts by rates, which may be renewed between two of its questions."""
+
+    rates: StageRates
 
 
 def parts_of(rates: StageRates, batch: BatchShape) -> tuple[float, ...]:

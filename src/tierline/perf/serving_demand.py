@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul, sub
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
@@ -106,13 +106,6 @@ class StageRates:
     def move_s(self, context_tokens: float) -> float:
         """`M(r) = setup + KV bytes / bandwidth`."""
         return self.transfer_base_s + self.transfer_byte_s * self.kv_token_bytes * context_tokens
-
-
-@runtime_checkable
-class UsesRates(Protocol):
-    """A policy that predicts by rates, which may be renewed between two of its questions."""
-
-    rates: StageRates
 
 
 def tipping_point(times: StageTimes, most: int = 8192) -> int:

@@ -26,10 +26,13 @@ class PrefixIndex:
         """The prompt with these keys is computed at this instance."""
         holders, alone = self._holders, (instance,)
         for key in keys:
-            known = holders.pop(key, ())
+            known = holders.get(key)
+            if known is None:
+                holders[key] = alone
+                continue
+            holders.move_to_end(key)  # used last
             if known[:1] != alone:
-                known = (instance, *(each for each in known if each != instance))[:HOLDERS] if known else alone
-            holders[key] = known  # used last
+                holders[key] = (instance, *(each for each in known if each != instance))[:HOLDERS]
         while len(holders) > self._blocks:
             holders.popitem(last=False)
 

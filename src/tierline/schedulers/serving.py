@@ -52,8 +52,8 @@ from tierline.core.serving_events import (
 )
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
-from tierline.perf.fitted_rates import ToldRates
-from tierline.perf.serving_demand import StageRates, UsesRates
+from tierline.perf.fitted_rates import ToldRates, UsesRates
+from tierline.perf.serving_demand import StageRates
 from tierline.schedulers.serving_answers import Answers
 from tierline.schedulers.serving_attempts import Attempts
 from tierline.schedulers.serving_elastic import NOT_AWAKE, Decision, Elastic, Elasticity

@@ -19,8 +19,11 @@ from tierline.core.instance_actions import (
     CancelMove,
     ConfirmMove,
     ConfirmRound,
+    DropEmbeddings,
     DropSequence,
     EncodeImage,
+    FreeMemory,
+    ImportRound,
     InstanceAction,
     OfferMove,
     RefuseMove,
@@ -36,7 +39,6 @@ from tierline.core.instance_actions import (
     TellProgress,
     TellStatus,
     TellTokens,
-    ToEngine,
 )
 from tierline.core.instance_events import (
     EmbeddingsArrived,
@@ -200,6 +202,8 @@ class SimInstance:
                 self._end_of.pop(request_id, None)
             case EncodeImage(content_hash):
                 self._image = content_hash
+            case DropEmbeddings() | ImportRound() | FreeMemory():
+                pass  # nothing is stored
             case SendEmbeddings(content_hash, to):
                 size = self._embedding_bytes(content_hash)
                 self._outside.send(self, now_ns, to, EmbeddingsArrived(content_hash, size), size)
@@ -221,8 +225,6 @@ class SimInstance:
                 self._outside.send(self, now_ns, action.to, message_of(action, self.name), 0)
             case TakeMemory():
                 self._handle(now_ns, WakeEnded())  # the time that it takes is over already
-            case _ if isinstance(action, ToEngine):
-                pass  # nothing is stored
             case _:
                 self._outside.tell(self, now_ns, action)
 

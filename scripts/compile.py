@@ -1,0 +1,80 @@
+"""Build build/compiled: a copy of the package whose hot modules of the serving tier are compiled by mypyc (scripts/compile).
+
+Policies stay as they are: people write their own. So do modules with what mypyc has no native form for (msgspec Structs,
+protocols that are checked at run time, class variables of dataclasses).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "build" / "compiled"
+MODULES = """
+backends/serving/sim backends/serving/sim_device backends/serving/sim_instance backends/serving/sim_messages
+backends/serving/sim_prompts clock perf/curves_of_time perf/device_sharing perf/serving_demand perf/stage_time
+runtime/driver schedulers/embedding_pool schedulers/instance schedulers/instance_images schedulers/instance_moves
+schedulers/instance_sleep schedulers/instance_state schedulers/instance_view schedulers/kv_blocks schedulers/lockstep
+schedulers/prefix_index schedulers/sequence schedulers/serving schedulers/serving_answers schedulers/serving_attempts
+schedulers/serving_elastic schedulers/serving_fleet schedulers/serving_images schedulers/serving_moves
+schedulers/serving_queue schedulers/serving_state
+""".split()
+SETUP = """
+from mypyc.build import mypycify
+from setuptools import setup
+setup(
+    name="compiled", packages=[], py_modules=[],
+    ext_modules=mypycify(["--config-file=", *{paths}], opt_level="{level}", multi_file=True),
+    script_args=["--quiet", "build_ext", "--inplace", "--parallel={cores}", "--build-temp=../objects"],
+)
+"""
+
+
+def stamp_of(level: str) -> str:
+    """What the build is made from: every file of the package, the compilers, this script."""
+    digest = hashlib.sha256(f"{sys.version} {version('mypy')} {level}".encode())
+    package = ROOT / "src" / "tierline"
+    for path in [Path(__file__), *sorted(package.rglob("*"))]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(level: str) -> None:
+    """Make it anew beside what is there, and put it in its place when it is whole."""
+    BUILT.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT.parent, prefix="compiled-") as name:
+        new = Path(name) / "new"
+        shutil.copytree(ROOT / "src", new, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        paths = [f"tierline/{module}.py" for module in MODULES]
+        code = SETUP.format(paths=paths, level=level, cores=os.cpu_count() or 1)
+        done = subprocess.run([sys.executable, "-c", code], cwd=new, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"scripts/compile: mypyc or the C compiler failed:\n{done.stdout}{done.stderr}")
+        shutil.rmtree(new / "build", ignore_errors=True)
+        (new / "stamp").write_text(stamp_of(level))
+        if BUILT.exists():
+            BUILT.rename(Path(name) / "old")
+        new.rename(BUILT)
+
+
+def main() -> None:
+    level = os.environ.get("TIERLINE_OPTIMIZE", "2")
+    if level not in ("0", "1", "2", "3"):
+        raise SystemExit(f"scripts/compile: TIERLINE_OPTIMIZE is 0, 1, 2 or 3; given: {level!r}")
+    known = BUILT / "stamp"
+    if known.exists() and known.read_text() == stamp_of(level):
+        return
+    print("scripts/compile: compiling the serving tier into build/compiled (a minute or two)", file=sys.stderr, flush=True)
+    build(level)
+
+
+if __name__ == "__main__":
+    main()
