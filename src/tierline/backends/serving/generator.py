@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import threading
@@ -22,7 +23,6 @@ from tierline.core.events import Event
 from tierline.core.request import Picture, Request, Role, TokensMade
 from tierline.core.serving_actions import Answer, AskPixels
 from tierline.core.serving_events import MoveWanted, RequestAbandoned, RequestSubmitted, RolesAsked, Tick
-from tierline.perf.serving_demand import StageRates
 from tierline.schedulers.serving import ServingScheduler
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ class EngineGenerator:
             "image_queries": self._scheduler.image_queries,
             "image_hits": self._scheduler.image_hits,
             "waiting": self._scheduler.waiting,
-            "rates": {key: getattr(self._scheduler.rates, key) for key in StageRates.__slots__},
+            "rates": dataclasses.asdict(self._scheduler.rates),
             "decisions": [
                 {"at_ns": each.at_ns, "subject": each.subject, "what": each.what, "reason": each.reason}
                 for each in self._scheduler.decisions
