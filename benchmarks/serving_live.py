@@ -11,7 +11,8 @@ presets, scaled times, limits and SLO. What it does not have: the host's own wor
 small iterations of the real model on too few cores).
 
 With `--profile FILE`, of `tierline calibrate serving tiny-vlm --threads 1`, nothing is paced: instances are as fast as they
-are, and the simulator has the profile's times.
+are, and the simulator has the profile's times. The way to an instance and back (HTTP, tokens, messages) is measured before
+each session by texts sent one after the other, and is a message's time twice.
 
 About thirteen minutes; --session N runs one session alone and keeps the others' figures that the file has.
 
@@ -30,6 +31,7 @@ import math
 import os
 import platform
 import secrets
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,7 +49,7 @@ from tierline.clock import SimClock
 from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace, TracedRequest
 from tierline.core.slo import Slo
-from tierline.core.stage_times import StageTimes
+from tierline.core.stage_times import BatchShape, StageTimes
 from tierline.perf.device_times import stage_times
 from tierline.perf.scaled_times import ScaledTimes
 from tierline.presets import preset_of
@@ -64,7 +66,9 @@ IMAGES = (
 IMAGE_TOKENS = 64  # of any picture in tiny-vlm
 BURSTS = "&burst_every_s=15&burst_s=5&burst_factor=4"
 SPLITS = ("2E2P4D", "2E3P3D", "1E3P4D", "1E4P3D", "4EP4D", "5EP3D", "6EP2D", "2E6PD", "1E7PD", "4EP4PD")
-LATENCY_NS = 1_000_000
+LATENCY_NS = 1_000_000  # of a message, paced
+PROBES, PROBE_GAP_S = 30, 0.15
+PROBE = "synthetic?images=0&text_tokens=100&text_sigma=0.7&output_tokens=2&output_sigma=0"
 PREPARE_S = 0.003  # to decode a picture of these sizes here
 TEMPLATE_TOKENS = 12  # around a question
 WARM_UP_S = 5.0
@@ -124,7 +128,9 @@ class Played(ScaledTimes):
         return PREPARE_S
 
 
-def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> tuple[ServedOutcome, ...]:
+def simulated(
+    plan: Plan, policy: str, requests: tuple[TracedRequest, ...], latency_ns: int = LATENCY_NS
+) -> tuple[ServedOutcome, ...]:
     """The same preset over the same times and requests."""
     paced = not plan.profile
     times: StageTimes = Played(stage_times(DEVICE), POSITIONS, plan.stretch) if paced else stage_times(plan.profile)
@@ -134,7 +140,7 @@ def simulated(plan: Plan, policy: str, requests: tuple[TracedRequest, ...]) -> t
         plan.promise,
         token_budget=TOKEN_BUDGET // POSITIONS if paced else TOKEN_BUDGET,
         block_tokens=16,
-        latency_ns=LATENCY_NS,
+        latency_ns=latency_ns,
     )
     options, scheduler = experiments.options_of(preset_of(policy), times, setup)
     clock = SimClock()
@@ -222,7 +228,21 @@ def as_counted(found: Replay) -> tuple[TracedRequest, ...]:
     )
 
 
-def run(plan: Plan, policy: str, load: Load, url: str) -> dict[str, Any]:
+def latency_ns_of(plan: Plan, url: str) -> int:
+    """Half of what the first token of a text takes on an idle server, less the iteration that computes it; the median."""
+    drawn = load_served(f"mix?rate=10&requests={PROBES}&seed={plan.seed}+{PROBE}").requests
+    spaced = tuple(replace(each, arrived_ns=round((place + 1) * PROBE_GAP_S * 1e9)) for place, each in enumerate(drawn))
+    found = asyncio.run(replay(url, spaced, ReplayOptions(salt=secrets.token_hex(4))))
+    times = stage_times(plan.profile)
+    ways_s = [
+        (each.outcome.first_token_ns - each.outcome.arrived_ns) / 1e9
+        - times.iteration_s(BatchShape(((each.prompt_tokens, 0),)))
+        for each in found.sent
+    ]
+    return max(0, round(statistics.median(ways_s) / 2 * 1e9))
+
+
+def run(plan: Plan, policy: str, load: Load, url: str, latency_ns: int) -> dict[str, Any]:
     """One load on a server that is there, and the simulator on what it was sent."""
     seconds = plan.seconds
     trace = plan.trace(load, seconds)
@@ -233,7 +253,7 @@ def run(plan: Plan, policy: str, load: Load, url: str) -> dict[str, Any]:
     after = httpx.get(f"{url}/tierline/status").json()
     first_ns = trace.requests[0].arrived_ns  # outcomes count from the first
     live = judged(plan, found.outcomes, seconds - first_ns / 1e9)
-    predicted = judged(plan, simulated(plan, policy, as_counted(found)), seconds - first_ns / 1e9)
+    predicted = judged(plan, simulated(plan, policy, as_counted(found), latency_ns), seconds - first_ns / 1e9)
     counts = {
         key: after["counts"].get(key, 0) - before["counts"].get(key, 0)
         for key in ("dispatched", "moves", "group_changes", "role_changes", "instances_lost")
@@ -247,6 +267,7 @@ def run(plan: Plan, policy: str, load: Load, url: str) -> dict[str, Any]:
         "cpu_busy": round(busy / whole, 3),
         "cpu_own": round(own_s / whole, 3),
         "late_p99_s": found.late_p99_s,
+        "latency_ns": latency_ns,
         "counts": counts,
         "live": figures(live),
         "simulated": figures(predicted),
@@ -357,8 +378,9 @@ def main() -> None:
         if told.session not in (-1, number):
             continue
         with server(plan, policy) as url:
+            latency_ns = latency_ns_of(plan, url) if plan.profile else LATENCY_NS
             for name in names:
-                done = run(plan, policy, plan.loads[name], url)
+                done = run(plan, policy, plan.loads[name], url, latency_ns)
                 kept["runs"].append({"session": number, **done})
                 print(f"session {number}, {policy}, {name}: done", file=sys.stderr)
         kept["runs"].sort(key=lambda each: each["session"])

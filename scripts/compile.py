@@ -17,15 +17,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "compiled"
-MODULES = """
-backends/serving/sim backends/serving/sim_device backends/serving/sim_instance backends/serving/sim_messages
-backends/serving/sim_prompts clock perf/curves_of_time perf/device_sharing perf/serving_demand perf/stage_time
-runtime/driver schedulers/embedding_pool schedulers/instance schedulers/instance_images schedulers/instance_moves
-schedulers/instance_sleep schedulers/instance_state schedulers/instance_view schedulers/kv_blocks schedulers/lockstep
-schedulers/prefix_index schedulers/sequence schedulers/serving schedulers/serving_answers schedulers/serving_attempts
-schedulers/serving_elastic schedulers/serving_fleet schedulers/serving_images schedulers/serving_moves
-schedulers/serving_queue schedulers/serving_state
-""".split()
+MODULES = {  # by folder
+    "": "clock",
+    "backends/serving/": "sim sim_device sim_instance sim_messages sim_prompts",
+    "perf/": "curves_of_time device_sharing serving_demand stage_time",
+    "runtime/": "driver",
+    "schedulers/": "embedding_pool instance instance_images instance_moves instance_sleep instance_state instance_view "
+    "kv_blocks lockstep prefix_index sequence serving serving_answers serving_attempts serving_elastic serving_fleet "
+    "serving_images serving_moves serving_queue serving_state",
+}
 SETUP = """
 from mypyc.build import mypycify
 from setuptools import setup
@@ -53,7 +53,7 @@ def build(level: str) -> None:
     with tempfile.TemporaryDirectory(dir=BUILT.parent, prefix="compiled-") as name:
         new = Path(name) / "new"
         shutil.copytree(ROOT / "src", new, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        paths = [f"tierline/{module}.py" for module in MODULES]
+        paths = [f"tierline/{folder}{name}.py" for folder, names in MODULES.items() for name in names.split()]
         code = SETUP.format(paths=paths, level=level, cores=os.cpu_count() or 1)
         done = subprocess.run([sys.executable, "-c", code], cwd=new, capture_output=True, text=True)
         if done.returncode:
@@ -72,7 +72,9 @@ def main() -> None:
     known = BUILT / "stamp"
     if known.exists() and known.read_text() == stamp_of(level):
         return
-    print("scripts/compile: compiling the serving tier into build/compiled (a minute or two)", file=sys.stderr, flush=True)
+    print(
+        "scripts/compile: compiling the serving tier into build/compiled (a minute or two)", file=sys.stderr, flush=True
+    )
     build(level)
 
 

@@ -30,7 +30,7 @@ PROFILE = replace(
     preparation=Preparation(0.25, 0.125),
     linear=Linear(
         iteration_s=1.0, token_s=0.1, token_beyond_s=0.4, knee_tokens=10, pair_s=0.001, sequence_s=0.02, context_s=0.0001,
-        encode_s=2.0, patch_s=0.5, patch_pair_s=0.01,
+        prompts_s=0.3, encode_s=2.0, patch_s=0.5, patch_pair_s=0.01,
     ),
 )  # fmt: skip
 BATCHES = (
@@ -45,9 +45,9 @@ BATCHES = (
 def test_coefficients_add_up() -> None:
     times = times_of(PROFILE)
     # 12 tokens, 2 beyond the knee, 78 pairs, 1 sequence
-    assert times.iteration_s(BATCHES[0]) == pytest.approx(1 + 1.2 + 0.8 + 0.078 + 0.02)
+    assert times.iteration_s(BATCHES[0]) == pytest.approx(1 + 0.3 + 1.2 + 0.8 + 0.078 + 0.02)
     # 7 tokens; 4 x 5 / 2 + 3 x 30 + 3 x 4 / 2 pairs; 2 sequences
-    assert times.iteration_s(BATCHES[1]) == pytest.approx(1 + 0.7 + 0.106 + 0.04)
+    assert times.iteration_s(BATCHES[1]) == pytest.approx(1 + 0.3 + 0.7 + 0.106 + 0.04)
     assert times.iteration_s(BATCHES[2]) == pytest.approx(1 + 0.8 + 0.16 + 0.4)
     assert times.iteration_s(BatchShape()) == 0.0
     assert times.encode_s((10, 20)) == pytest.approx(2 + 5 + 1 + 10 + 4)
@@ -158,7 +158,7 @@ def test_what_cannot_be_learnt_from_is_left_out() -> None:
         (BATCHES[0], float("inf")),
     ):
         times.observe(batch, seconds)
-    assert times.factors == (1.0,) * 6
+    assert times.factors == (1.0,) * 7
     for _ in range(5000):  # the same again and again teaches nothing of the rest, and nothing runs away
         times.observe(BATCHES[4], 10.0)
     assert times.iteration_s(BATCHES[4]) == pytest.approx(10, rel=0.01)

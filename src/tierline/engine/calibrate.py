@@ -1,7 +1,8 @@
 """Measures what this machine's engine takes for a model's stages, and makes a serving profile of it.
 
 An instance without peers runs scenes: some sequences decode, prompts come in beside them, and every iteration is timed as it
-is run: decision, model, draw. Shapes are drawn over the whole range, so that no part of an iteration hides behind another.
+is run: decision, model, draw, and the word of what it gave to the server's socket. Shapes are drawn over the whole range,
+so that no part of an iteration hides behind another.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 import torch
 import zmq
@@ -23,6 +26,7 @@ from tierline.core.errors import InvalidInput
 from tierline.core.instance_actions import Tell
 from tierline.core.instance_events import InstanceEvent, RequestCancelled, RequestQueued
 from tierline.core.request import Picture, Request, Sampling, TokenLogprob
+from tierline.engine import wire
 from tierline.engine.build import Built, build, device_label
 from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
@@ -73,14 +77,38 @@ class CalibrationOptions:
             raise InvalidInput(f"--seconds {self.seconds:g}: 1 to 3600 is allowed.")
 
 
-class _Nobody:
-    """The port of an instance that is alone."""
+class _Alone:
+    """The port of an instance that has no peers; what it tells goes over a socket file, as to a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._server = self._context.socket(zmq.PUSH)
+        for socket in (self._inbox, self._server):
+            socket.set_hwm(0)
+        self._inbox.bind(f"ipc://{folder}/server")
+        self._server.connect(f"ipc://{folder}/server")
+        self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
 
     def send(self, peer: str, event: InstanceEvent, payload: Payload) -> None:
         raise AssertionError("it has no peers")
 
     def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
-        pass
+        self._said.append(wire.pack_tell(message, logprobs))
+
+    def flush(self) -> None:
+        """As `engine.process.Wires.flush`."""
+        if self._said:
+            said, self._said = tuple(self._said), []
+            self._server.send_multipart(wire.encode(wire.Tells("calibration", said)))
+
+    def forget(self) -> None:
+        """Nobody wants to know what was told."""
+        while self._inbox.poll(0):
+            self._inbox.recv_multipart()
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
 
 
 def calibrate(settings: InstanceSettings, model: str, options: CalibrationOptions, report: Report) -> ServingProfile:
@@ -89,11 +117,14 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
     report(0.0, "loading the model")
     # Every prompt shall be computed, and no other device be played.
     settings = replace(settings, prefix_caching=False, pace="", name="calibration")
-    built = build(settings, _Nobody(), lambda: None)
-    try:
+    with ExitStack() as ends:
+        port = _Alone(Path(ends.enter_context(TemporaryDirectory(prefix="tierline-calibrate-"))))
+        ends.callback(port.close)
+        built = build(settings, port, lambda: None)
+        ends.callback(built.instance.close)
         takes_images = built.family.takes_images
         until = time.monotonic() + options.seconds * (1 - IMAGE_SHARE * takes_images)
-        scenes = _Scenes(built, options.seed)
+        scenes = _Scenes(built, port, options.seed)
         number = 0
         while scenes.count < MOST_ITERATIONS and (time.monotonic() < until or len(scenes.fitted) < ENOUGH_ITERATIONS):
             enough = len(scenes.fitted) >= ENOUGH_ITERATIONS  # on a busy machine that comes before the clock
@@ -105,8 +136,6 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         images, preparation = _images(built.family, options.seconds * IMAGE_SHARE, report) if takes_images else ([], [])
         report(0.95, "transfers")
         transfer = _transfers(built)
-    finally:
-        built.instance.close()
     fitted, checked = images[: len(images) - len(images) // HELD_OUT], images[len(images) - len(images) // HELD_OUT :]
     linear = fit_linear(scenes.fitted, fitted)
     limits, kv = built.limits, built.arena
@@ -155,8 +184,9 @@ def _spread(errors: Sequence[float]) -> tuple[float, float]:
 class _Scenes:
     """Iterations of drawn shapes. `fitted` and `held_out`: those measured."""
 
-    def __init__(self, built: Built, seed: int) -> None:
+    def __init__(self, built: Built, port: _Alone, seed: int) -> None:
         self._built = built
+        self._port = port
         self._rng = np.random.default_rng(seed)
         self._requests = 0
         self._running: list[str] = []
@@ -220,8 +250,11 @@ class _Scenes:
             return False
         batch = shape_of(due)
         begun = time.perf_counter()
+        self._built.instance.collect()
         self._built.instance.step()
+        self._port.flush()
         into.append(Measured(batch, time.perf_counter() - begun))
+        self._port.forget()
         return True
 
 

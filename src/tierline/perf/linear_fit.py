@@ -57,6 +57,7 @@ def fit_linear(iterations: Sequence[Measured], images: Sequence[MeasuredImage] =
         pair_s=float(found[3]),
         sequence_s=float(found[4]),
         context_s=float(found[5]),
+        prompts_s=float(found[6]),
         encode_s=encode_s,
         patch_s=patch_s,
         patch_pair_s=patch_pair_s,
@@ -67,7 +68,7 @@ def _features(batch: BatchShape, knee: int) -> tuple[float, ...]:
     tokens = batch.decodes + sum(new for new, _ in batch.chunks)
     pairs = sum(new * (cached + (new + 1) / 2) for new, cached in batch.chunks)
     rows = batch.decodes + len(batch.chunks)
-    return 1.0, tokens, max(0, tokens - knee), pairs, rows, batch.decode_context
+    return 1.0, tokens, max(0, tokens - knee), pairs, rows, batch.decode_context, float(bool(batch.chunks))
 
 
 def _fit_images(images: Sequence[MeasuredImage]) -> tuple[float, float, float]:

@@ -93,8 +93,9 @@ class Operators:
 @dataclass(frozen=True, slots=True)
 class Linear:
     """Coefficients in seconds: of an iteration, of each token, of each token beyond `knee_tokens`, of each pair of
-    (new token, token before it or itself) in prompts, of each sequence, of each token before a decoding sequence. The
-    encoder's: of a batch, of a patch, of a pair of patches of one image."""
+    (new token, token before it or itself) in prompts, of each sequence, of each token before a decoding sequence, and, more
+    than of another iteration, of one that has prompts. The encoder's: of a batch, of a patch, of a pair of patches of one
+    image."""
 
     iteration_s: float
     token_s: float
@@ -103,6 +104,7 @@ class Linear:
     pair_s: float
     sequence_s: float
     context_s: float
+    prompts_s: float = 0.0
     encode_s: float = 0.0
     patch_s: float = 0.0
     patch_pair_s: float = 0.0

@@ -1,8 +1,9 @@
 """Stage times by coefficients that a machine was calibrated to: the same iteration model, each part a straight line.
 
-    T = a + b tokens + b' max(0, tokens - knee) + c pairs + d sequences + e context
+    T = a + b tokens + b' max(0, tokens - knee) + c pairs + d sequences + e context + f [there are prompts]
 
 `pairs`: (new token, token before it or itself) in prompt chunks. Tokens beyond the knee are bound by arithmetic.
+An engine has a shorter way for iterations that only decode: the others pay f.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import BatchShape
 from tierline.perf.serving_profile import ServingProfile
 
-PARTS = ("iteration", "tokens", "tokens beyond the knee", "pairs", "sequences", "context")
+PARTS = ("iteration", "prompts", "tokens", "tokens beyond the knee", "pairs", "sequences", "context")
 
 
 class LinearTimes:
@@ -51,6 +52,8 @@ class LinearTimes:
         if not rows:
             return 0.0
         tokens, found = decodes, of.iteration_s + rows * of.sequence_s + batch.decode_context * of.context_s
+        if batch.chunks:
+            found += of.prompts_s
         for new, cached in batch.chunks:
             tokens += new
             found += new * (cached + (new + 1) / 2) * of.pair_s
@@ -64,6 +67,7 @@ class LinearTimes:
         pairs = sum(new * (cached + (new + 1) / 2) for new, cached in batch.chunks)
         return (
             of.iteration_s if rows else 0.0,
+            of.prompts_s if batch.chunks else 0.0,
             tokens * of.token_s,
             max(0, tokens - of.knee_tokens) * of.token_beyond_s,
             pairs * of.pair_s,
