@@ -11,8 +11,9 @@ presets, scaled times, limits and SLO. What it does not have: the host's own wor
 small iterations of the real model on too few cores).
 
 With `--profile FILE`, of `tierline calibrate serving tiny-vlm --threads 1`, nothing is paced: instances are as fast as they
-are, and the simulator has the profile's times. The way to an instance and back (HTTP, tokens, messages) is measured before
-each session by texts sent one after the other, and is a message's time twice.
+are. The simulator has the profile's times, once as they were measured (`calibrated`) and once times the factors that the
+instances had told when the load began (`simulated`), after a quarter of a minute of warm-up. The way to an instance and back
+(HTTP, tokens, messages) is measured before each session by texts sent one after the other, and is a message's time twice.
 
 About thirteen minutes; --session N runs one session alone and keeps the others' figures that the file has.
 
@@ -50,8 +51,11 @@ from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace, TracedRequest
 from tierline.core.slo import Slo
 from tierline.core.stage_times import BatchShape, StageTimes
-from tierline.perf.device_times import stage_times
+from tierline.perf.device_times import stage_times, times_of
+from tierline.perf.fitted_rates import refitted
 from tierline.perf.scaled_times import ScaledTimes
+from tierline.perf.serving_demand import StageRates
+from tierline.perf.serving_profile import ServingProfile, load_profile
 from tierline.presets import preset_of
 from tierline.runtime import serving_report
 from tierline.runtime.driver import Driver
@@ -72,6 +76,7 @@ PROBE = "synthetic?images=0&text_tokens=100&text_sigma=0.7&output_tokens=2&outpu
 PREPARE_S = 0.003  # to decode a picture of these sizes here
 TEMPLATE_TOKENS = 12  # around a question
 WARM_UP_S = 5.0
+WARM_UP_PROFILE_S = 15.0  # in which instances find out how long things take
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +134,15 @@ class Played(ScaledTimes):
 
 
 def simulated(
-    plan: Plan, policy: str, requests: tuple[TracedRequest, ...], latency_ns: int = LATENCY_NS
+    plan: Plan,
+    policy: str,
+    requests: tuple[TracedRequest, ...],
+    latency_ns: int = LATENCY_NS,
+    profile: ServingProfile | None = None,
 ) -> tuple[ServedOutcome, ...]:
-    """The same preset over the same times and requests."""
-    paced = not plan.profile
-    times: StageTimes = Played(stage_times(DEVICE), POSITIONS, plan.stretch) if paced else stage_times(plan.profile)
+    """The same preset over the same times and requests; `profile`: unless paced."""
+    paced = profile is None
+    times: StageTimes = Played(stage_times(DEVICE), POSITIONS, plan.stretch) if paced else times_of(profile)
     setup = experiments.ServingSetup(
         plan.profile or DEVICE,
         plan.instances,
@@ -242,18 +251,32 @@ def latency_ns_of(plan: Plan, url: str) -> int:
     return max(0, round(statistics.median(ways_s) / 2 * 1e9))
 
 
+def told_factors(profile: ServingProfile, url: str) -> tuple[float, ...]:
+    """By which the instances have found the parts of `profile` to take longer (`perf.fitted_rates`)."""
+    rates, told = StageRates.of(times_of(profile)), httpx.get(f"{url}/tierline/status").json()["rates"]
+    keys = ("decode_base_s", "prefill_token_s", "decode_sequence_s", "decode_context_s", "encode_patch_s")
+    return tuple(told[key] / getattr(rates, key) if getattr(rates, key) > 0 else 1.0 for key in keys)
+
+
 def run(plan: Plan, policy: str, load: Load, url: str, latency_ns: int) -> dict[str, Any]:
     """One load on a server that is there, and the simulator on what it was sent."""
     seconds = plan.seconds
     trace = plan.trace(load, seconds)
     before = httpx.get(f"{url}/tierline/status").json()
+    profile = load_profile(Path(plan.profile)) if plan.profile else None
+    factors = told_factors(profile, url) if profile else ()
     (busy, whole), own_s = cpu_times(), own_cpu_s()
     found = asyncio.run(replay(url, trace.requests, ReplayOptions(salt=secrets.token_hex(4))))
     busy, whole, own_s = cpu_times()[0] - busy, cpu_times()[1] - whole, own_cpu_s() - own_s
     after = httpx.get(f"{url}/tierline/status").json()
     first_ns = trace.requests[0].arrived_ns  # outcomes count from the first
     live = judged(plan, found.outcomes, seconds - first_ns / 1e9)
-    predicted = judged(plan, simulated(plan, policy, as_counted(found), latency_ns), seconds - first_ns / 1e9)
+    sent = as_counted(found)
+
+    def predicted(profile: ServingProfile | None) -> dict[str, Any]:
+        outcomes = simulated(plan, policy, sent, latency_ns, profile)
+        return figures(judged(plan, outcomes, seconds - first_ns / 1e9))
+
     counts = {
         key: after["counts"].get(key, 0) - before["counts"].get(key, 0)
         for key in ("dispatched", "moves", "group_changes", "role_changes", "instances_lost")
@@ -270,7 +293,8 @@ def run(plan: Plan, policy: str, load: Load, url: str, latency_ns: int) -> dict[
         "latency_ns": latency_ns,
         "counts": counts,
         "live": figures(live),
-        "simulated": figures(predicted),
+        "simulated": predicted(refitted(profile, factors) if profile else None),
+        **({"factors": factors, "calibrated": predicted(profile)} if profile else {}),
     }
 
 
@@ -378,7 +402,11 @@ def main() -> None:
         if told.session not in (-1, number):
             continue
         with server(plan, policy) as url:
-            latency_ns = latency_ns_of(plan, url) if plan.profile else LATENCY_NS
+            latency_ns = LATENCY_NS
+            if plan.profile:
+                latency_ns = latency_ns_of(plan, url)
+                warm = plan.trace(plan.loads["half"], WARM_UP_PROFILE_S).requests
+                asyncio.run(replay(url, warm, ReplayOptions(salt=secrets.token_hex(4))))
             for name in names:
                 done = run(plan, policy, plan.loads[name], url, latency_ns)
                 kept["runs"].append({"session": number, **done})

@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 from tierline.core.instance_actions import RunStep, Tell, TellTimes, TellTokens
 from tierline.core.instance_events import RequestCancelled, RequestQueued
 from tierline.core.request import Request, Sampling, TokenLogprob
+from tierline.core.stage_times import BatchShape
+from tierline.engine import instance as instance_module
 from tierline.engine.instance import Instance
 from tierline.engine.runner import Sampled
 from tierline.perf.fitted_rates import FittedRates
@@ -66,6 +68,34 @@ def test_an_instance_tells_how_long_its_iterations_take() -> None:
             instance.tell_times()
     (told,) = [message for message in port.told if isinstance(message, TellTimes)]
     assert 0 < told.factors[0] < 0.5 and told.factors[1] == told.factors[4] == 0.0
+
+
+def test_what_lies_between_two_iterations_counts_as_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not the time in which nobody wanted anything."""
+    clock, seen, anything = [0], [], None
+    monkeypatch.setattr(instance_module.time, "perf_counter_ns", lambda: clock[0])
+
+    class Observer:
+        def observe(self, batch: BatchShape, seconds: float) -> None:
+            seen.append((batch.decodes, round(seconds * 1e3)))
+
+    class Slow(Runner):
+        def run(self, step: RunStep) -> list[Sampled]:
+            clock[0] += 5_000_000
+            return super().run(step)
+
+    engine: Any = Slow()
+    observer: Any = Observer()
+    nothing: Any = anything
+    scheduler = InstanceScheduler("i0", InstanceLimits(blocks=20, context_tokens=64), make_batching("sarathi"))
+    instance = Instance("i0", scheduler, engine, nothing, nothing, {}, Port(), observed=observer)
+    for name in "ab":
+        instance.deliver(RequestQueued(Request(name, (1, 2, 3), Sampling(3, ignore_eos=True)), ()))
+        while instance.has_step:
+            instance.step()
+            clock[0] += 2_000_000  # messages
+        clock[0] += 90_000_000  # nothing to do
+    assert seen == [(0, 5), (1, 7), (1, 7)] * 2
 
 
 @pytest.mark.parametrize("staying", [0, 2])

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tierline.core.stage_times import BatchShape
-from tierline.perf.fitted_rates import ENOUGH, FittedRates, ToldRates, parts_of, scaled
+from tierline.perf.device_times import times_of
+from tierline.perf.fitted_rates import ENOUGH, FittedRates, ToldRates, parts_of, refitted, scaled
 from tierline.perf.parts_fit import LEAST, MOST
 from tierline.perf.serving_demand import StageRates
+from tierline.perf.serving_profile import Linear
+from tierline.testing.profiles import MADE_UP
 
 PRIOR = StageRates()
 FACTORS = (3.0, 1 / 3, 3.0, 1.0, 1 / 3)  # of iterations, prompts, decodes, contexts, images
@@ -91,3 +94,21 @@ def test_no_word_brings_rates_beyond_the_limits() -> None:
     assert scaled(PRIOR, (1e9, float("nan"), 0.0, -1.0, float("inf"))) == scaled(
         PRIOR, (MOST, LEAST, LEAST, LEAST, MOST)
     )
+
+
+def test_a_profile_takes_the_factors_part_by_part() -> None:
+    linear = Linear(1.0, 0.1, 0.4, 10, 0.001, 0.02, 0.0001, prompts_s=0.3, encode_s=2.0, patch_s=0.5, patch_pair_s=0.01)
+    profile = replace(MADE_UP, operators=None, linear=linear)
+    plain, now = times_of(profile), times_of(refitted(profile, (2.0, 3.0, 5.0, 7.0, 11.0)))
+    batch = BatchShape(chunks=((20, 100),), decodes=3, decode_context=9000)
+    factors = (
+        2.0,
+        3.0,
+        3.0,
+        3.0,
+        3.0,
+        5.0,
+        7.0,
+    )  # iteration, prompts, tokens, beyond the knee, pairs, sequences, context
+    assert now.parts(batch) == pytest.approx([each * by for each, by in zip(plain.parts(batch), factors, strict=True)])
+    assert now.encode_s((10, 20)) == pytest.approx(11 * plain.encode_s((10, 20)))

@@ -116,12 +116,14 @@ def test_rates_follow_what_instances_tell_and_a_replay_goes_the_same_way(tmp_pat
     assert (result.differences, result.first, result.events) == (0, "", 28) and again[0].rates == rates
 
 
-def test_rates_of_a_profile_stay(tmp_path):
+def test_rates_of_a_profile_are_where_following_begins():
     scheduler = build_scheduler(DeploymentOptions(policy="adaptive", pace="h100:Qwen2.5-VL-7B"))
     rates = scheduler.rates
+    assert rates != StageRates()
     scheduler.handle(0, InstanceJoined("i0", ALL_ROLES))
-    scheduler.handle(1, InstanceSaid("i0", slow(100)))
     assert scheduler.rates is rates
+    scheduler.handle(1, InstanceSaid("i0", TellTimes((2.0, 0.0, 0.0, 3.0, 0.0))))
+    assert scheduler.rates == scaled(rates, (2.0, 1.0, 1.0, 3.0, 1.0))
 
 
 def test_a_last_line_that_was_cut_off_is_left_out(record):

@@ -244,8 +244,8 @@ class TellStatus(Struct, frozen=True):
 
 
 class TellTimes(Struct, frozen=True):
-    """How long things take at the instance, as factors of what `StageRates` say without a profile (`perf/fitted_rates.py`);
-    0 = not known there."""
+    """How long things take at the instance, as factors of its profile's `StageRates`, or of those without a profile
+    (`perf/fitted_rates.py`); 0 = not known there."""
 
     factors: tuple[float, ...]
 

@@ -21,6 +21,7 @@ from tierline.engine.runner import ModelRunner
 from tierline.engine.settings import InstanceSettings
 from tierline.perf.device_times import stage_times
 from tierline.perf.fitted_rates import FittedRates
+from tierline.perf.serving_demand import StageRates
 from tierline.perf.stage_time_online import OnlineTimes
 from tierline.policies.batching import make_batching
 from tierline.schedulers.instance import InstanceScheduler
@@ -61,7 +62,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
         runner.use_graphs(DecodeGraphs(family.backbone, arena, scratch=limits.blocks))
     pace, times = None, paced_times(settings)
     observed = None if times is not None or not settings.profile else _profiled(settings)
-    rates = None if times is not None or settings.profile else FittedRates()
+    rates = None if times is not None else FittedRates(StageRates.of(observed) if observed is not None else None)
     policy = make_batching(settings.batching, settings.batching_options, times or observed, settings.slo)
     scheduler = InstanceScheduler(settings.name, limits, policy, settings.roles)
     if times is not None:

@@ -112,7 +112,8 @@ class Instance:
         self._pace = pace
         self._observed = [each for each in (observed, rates) if each is not None and pace is None]
         self._rates = rates
-        self._begun_ns = 0
+        self._since_ns = 0  # what iterations take is counted from here: where one follows another, from the end of that
+        self._ended_ns = 0
         self._held: tuple[RunStep, Sequence[Sampled]] | None = None  # computed, and its time is not over yet
         self._follows = False  # the iteration that is due came at once after the one before
         self._encoder = encoder
@@ -176,7 +177,8 @@ class Instance:
         if self._held is None and self._due is not None and not self._encoding:
             step, self._due = self._due, None
             self._turn = 0
-            self._begun_ns = time.perf_counter_ns()
+            now_ns = time.perf_counter_ns()
+            self._since_ns = self._ended_ns if self._follows else now_ns
             if self._pace is not None:
                 self._pace.begin(shape_of(step), self._follows)
             self._held = step, self._runner.run(step) if step.chunks else ()
@@ -190,9 +192,10 @@ class Instance:
         self._handle(StepEnded(step.step, tuple((each.request_id, each.token) for each in sampled)))
         self._logprobs = {}
         self._follows = self._due is not None and not self._encoding
+        self._ended_ns = time.perf_counter_ns()
         if step.chunks:
             for times in self._observed:
-                times.observe(shape_of(step), (time.perf_counter_ns() - self._begun_ns) / NS_PER_S)
+                times.observe(shape_of(step), (self._ended_ns - self._since_ns) / NS_PER_S)
 
     def _encode_next(self) -> None:
         """Have the image that waits encoded now, where no iteration is under way and it is its turn."""

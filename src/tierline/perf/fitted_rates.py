@@ -1,5 +1,5 @@
 """`StageRates` that follow what instances see: each fits factors as it runs and tells them, the scheduler takes the middle of
-what they told. For deployments without a profile, whose first rates are of no device."""
+what they told. The first rates are those of a profile, or, without one, of no device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from tierline.core.stage_times import BatchShape
 from tierline.perf.parts_fit import LEAST, MOST, NEWS, PartsFit
 from tierline.perf.serving_demand import StageRates
+from tierline.perf.serving_profile import ServingProfile
 
 ENOUGH, ENOUGH_IMAGES = 32, 4  # seen, before an instance tells of them
 WARM, EVERY = 256, 8  # of those beyond so many every so manieth is looked at: a look costs 40 microseconds
@@ -46,6 +47,29 @@ def scaled(rates: StageRates, factors: Sequence[float]) -> StageRates:
         decode_context_s=rates.decode_context_s * contexts,
         encode_base_s=rates.encode_base_s * images,
         encode_patch_s=rates.encode_patch_s * images,
+    )
+
+
+def refitted(profile: ServingProfile, factors: Sequence[float]) -> ServingProfile:
+    """A calibrated profile whose iterations and images take so many times as long, as instances have told (`FACTORS`)."""
+    assert profile.linear is not None, "a profile with [linear]"
+    base, prompts, decodes, contexts, images = factors
+    linear = profile.linear
+    return replace(
+        profile,
+        linear=replace(
+            linear,
+            iteration_s=linear.iteration_s * base,
+            prompts_s=linear.prompts_s * prompts,
+            token_s=linear.token_s * prompts,
+            token_beyond_s=linear.token_beyond_s * prompts,
+            pair_s=linear.pair_s * prompts,
+            sequence_s=linear.sequence_s * decodes,
+            context_s=linear.context_s * contexts,
+            encode_s=linear.encode_s * images,
+            patch_s=linear.patch_s * images,
+            patch_pair_s=linear.patch_pair_s * images,
+        ),
     )
 
 

@@ -93,7 +93,7 @@ class ServingScheduler:
         self._routing = routing
         self.elasticity = elasticity or Elasticity()
         self._rates = StageRates.of(times) if times is not None else StageRates()
-        self._told_rates = ToldRates(self._rates) if times is None else None
+        self._told_rates = ToldRates(self._rates)
         self._fleet = Fleet(routing, self._out, self._rates, strict=self.elasticity.strict)
         self._images = ImageDispatch(self._fleet, self._live)
         self._line = WaitingLine(lambda view: routing.order(view, self._fleet.now_ns))
@@ -189,8 +189,7 @@ class ServingScheduler:
             case InstanceLost():
                 if server := self._fleet.servers.get(event.name):
                     self._groups[event.name.partition("~")[0]] = server.group
-                    if self._told_rates is not None:
-                        self._told_rates.forget(event.name)
+                    self._told_rates.forget(event.name)
                     self._fleet.lose(event.name)
                     self._lost(event.name, now_ns)
             case RolesAsked():
@@ -287,8 +286,7 @@ class ServingScheduler:
                 if self._elastic.awake(server, message.roles):
                     self._ready(now_ns, stand_in=True)
             case TellTimes():
-                if self._told_rates is not None:
-                    self._renew(self._told_rates.hear(server.name, message.factors))
+                self._renew(self._told_rates.hear(server.name, message.factors))
 
     def _renew(self, rates: StageRates) -> None:
         """Things take other times than was thought; the scheduler and its policies predict by these from now on."""
