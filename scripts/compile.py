@@ -1,4 +1,4 @@
-"""Build build/compiled: a copy of the package whose hot modules of the serving tier are compiled by mypyc (scripts/compile).
+"""Make a copy of the package whose hot modules of the serving tier are compiled by mypyc (scripts/compile).
 
 Policies stay as they are: people write their own. So do modules with what mypyc has no native form for (msgspec Structs,
 protocols that are checked at run time, class variables of dataclasses).
@@ -6,6 +6,7 @@ protocols that are checked at run time, class variables of dataclasses).
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -16,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / "build" / "compiled"
 MODULES = {  # by folder
     "": "clock",
     "backends/serving/": "sim sim_device sim_instance sim_messages sim_prompts",
@@ -31,7 +31,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 setup(
     name="compiled", packages=[], py_modules=[],
-    ext_modules=mypycify(["--config-file=", *{paths}], opt_level="{level}", multi_file=True),
+    ext_modules=mypycify(["--config-file=", *{paths}], opt_level="{level}", multi_file=True, debug_level="0"),
     script_args=["--quiet", "build_ext", "--inplace", "--parallel={cores}", "--build-temp=../objects"],
 )
 """
@@ -47,10 +47,10 @@ def stamp_of(level: str) -> str:
     return digest.hexdigest()
 
 
-def build(level: str) -> None:
+def build(built: Path, level: str, stamp: str) -> None:
     """Make it anew beside what is there, and put it in its place when it is whole."""
-    BUILT.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT.parent, prefix="compiled-") as name:
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=built.parent, prefix="compiled-") as name:
         new = Path(name) / "new"
         shutil.copytree(ROOT / "src", new, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         paths = [f"tierline/{folder}{name}.py" for folder, names in MODULES.items() for name in names.split()]
@@ -58,24 +58,24 @@ def build(level: str) -> None:
         done = subprocess.run([sys.executable, "-c", code], cwd=new, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"scripts/compile: mypyc or the C compiler failed:\n{done.stdout}{done.stderr}")
-        shutil.rmtree(new / "build", ignore_errors=True)
-        (new / "stamp").write_text(stamp_of(level))
-        if BUILT.exists():
-            BUILT.rename(Path(name) / "old")
-        new.rename(BUILT)
+        for left in ("build", ".mypy_cache"):
+            shutil.rmtree(new / left, ignore_errors=True)
+        (new / "stamp").write_text(stamp)
+        if built.exists():
+            built.rename(Path(name) / "old")
+        new.rename(built)
 
 
 def main() -> None:
-    level = os.environ.get("TIERLINE_OPTIMIZE", "2")
-    if level not in ("0", "1", "2", "3"):
-        raise SystemExit(f"scripts/compile: TIERLINE_OPTIMIZE is 0, 1, 2 or 3; given: {level!r}")
-    known = BUILT / "stamp"
-    if known.exists() and known.read_text() == stamp_of(level):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, default=ROOT / "build" / "compiled", help="the folder that it is made in")
+    parser.add_argument("--optimize", default="2", choices=("0", "1", "2", "3"), help="the C compiler's -O")
+    told = parser.parse_args()
+    known, stamp = told.to / "stamp", stamp_of(told.optimize)
+    if known.exists() and known.read_text() == stamp:
         return
-    print(
-        "scripts/compile: compiling the serving tier into build/compiled (a minute or two)", file=sys.stderr, flush=True
-    )
-    build(level)
+    print(f"scripts/compile: compiling the serving tier into {told.to} (a minute or two)", file=sys.stderr, flush=True)
+    build(told.to.resolve(), told.optimize, stamp)
 
 
 if __name__ == "__main__":
