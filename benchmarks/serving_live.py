@@ -237,12 +237,12 @@ def as_counted(found: Replay) -> tuple[TracedRequest, ...]:
     )
 
 
-def latency_ns_of(plan: Plan, url: str) -> int:
+def latency_ns_of(plan: Plan, profile: ServingProfile, url: str) -> int:
     """Half of what the first token of a text takes on an idle server, less the iteration that computes it; the median."""
     drawn = load_served(f"mix?rate=10&requests={PROBES}&seed={plan.seed}+{PROBE}").requests
     spaced = tuple(replace(each, arrived_ns=round((place + 1) * PROBE_GAP_S * 1e9)) for place, each in enumerate(drawn))
     found = asyncio.run(replay(url, spaced, ReplayOptions(salt=secrets.token_hex(4))))
-    times = stage_times(plan.profile)
+    times = times_of(profile)
     ways_s = [
         (each.outcome.first_token_ns - each.outcome.arrived_ns) / 1e9
         - times.iteration_s(BatchShape(((each.prompt_tokens, 0),)))
@@ -404,9 +404,10 @@ def main() -> None:
         with server(plan, policy) as url:
             latency_ns = LATENCY_NS
             if plan.profile:
-                latency_ns = latency_ns_of(plan, url)
                 warm = plan.trace(plan.loads["half"], WARM_UP_PROFILE_S).requests
                 asyncio.run(replay(url, warm, ReplayOptions(salt=secrets.token_hex(4))))
+                profile = load_profile(Path(plan.profile))
+                latency_ns = latency_ns_of(plan, refitted(profile, told_factors(profile, url)), url)
             for name in names:
                 done = run(plan, policy, plan.loads[name], url, latency_ns)
                 kept["runs"].append({"session": number, **done})
