@@ -73,7 +73,8 @@ def test_more_devices_more_time_and_coarser_slots_never_lower_it(
 ) -> None:
     jobs = [BoundJob(at, j.work_gpu_s, j.utility, 1.0) for j, at in drawn]
     here = utility_bound(jobs, gpus, 4.0)
-    least = here - 1e-5 * max(1.0, here)  # each constraint holds to the solver's 1e-7, and utilities multiply that
+    # Each constraint holds to the solver's 1e-7, and utilities multiply that: with slots of 6e-5 s 1.02e-5 was seen.
+    least = here - 1e-4 * max(1.0, here)
     assert utility_bound(jobs, gpus + 1, 4.0) >= least
     assert utility_bound(jobs, gpus, 5.0) >= least
     assert utility_bound(jobs, gpus, 4.0, max_slots=2) >= least
