@@ -91,16 +91,17 @@ def utility_bound(jobs: Sequence[BoundJob], gpus: float, horizon_s: float, max_s
         cost += [np.zeros(len(x)), -slope]
         there = edges[first + 1 :] - np.maximum(edges[first:-1], job.arrival_s)
         upper += [job.rate_gpus * there, width]
-    # GPU-hours and utility × 1000: HiGHS' tolerances are absolute, and slopes per GPU-second are far below one
-    hour = 3600.0
-    limits = np.concatenate([gpus * lengths / hour, np.zeros(len(useful))])
+    # HiGHS' tolerances are absolute, and slopes per GPU-second are far below one: so GPU-hours, less where the whole is short,
+    # and utility × 1000
+    unit_s = min(3600.0, horizon_s / 100)
+    limits = np.concatenate([gpus * lengths / unit_s, np.zeros(len(useful))])
     matrix = coo_matrix(
         (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(len(limits), at)
     ).tocsr()
-    high = np.concatenate(upper) / hour
+    high = np.concatenate(upper) / unit_s
     bounds = np.stack([np.zeros(at), high], axis=1)
     solve: Any = linprog  # its stubs know no sparse constraints
-    found = solve(np.concatenate(cost) * hour * 1000.0, A_ub=matrix, b_ub=limits, bounds=bounds, method="highs")
+    found = solve(np.concatenate(cost) * unit_s * 1000.0, A_ub=matrix, b_ub=limits, bounds=bounds, method="highs")
     if not found.success:
         raise RuntimeError(f"the bound's linear program has no solution: {found.message}")
     return base - float(found.fun) / 1000.0
