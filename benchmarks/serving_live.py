@@ -115,6 +115,10 @@ class Plan:
         return {each.name: each for each in found}
 
     @property
+    def calibrated(self) -> ServingProfile | None:
+        return load_profile(Path(self.profile)) if self.profile else None
+
+    @property
     def promise(self) -> Slo:
         return Slo.parse(self.slo)
 
@@ -140,7 +144,8 @@ def simulated(
     latency_ns: int = LATENCY_NS,
     profile: ServingProfile | None = None,
 ) -> tuple[ServedOutcome, ...]:
-    """The same preset over the same times and requests; `profile`: unless paced."""
+    """The same preset over the same times and requests. `profile`: not the plan's, but this."""
+    profile = profile or plan.calibrated
     paced = profile is None
     times: StageTimes = Played(stage_times(DEVICE), POSITIONS, plan.stretch) if paced else times_of(profile)
     setup = experiments.ServingSetup(
@@ -263,7 +268,7 @@ def run(plan: Plan, policy: str, load: Load, url: str, latency_ns: int) -> dict[
     seconds = plan.seconds
     trace = plan.trace(load, seconds)
     before = httpx.get(f"{url}/tierline/status").json()
-    profile = load_profile(Path(plan.profile)) if plan.profile else None
+    profile = plan.calibrated
     factors = told_factors(profile, url) if profile else ()
     (busy, whole), own_s = cpu_times(), own_cpu_s()
     found = asyncio.run(replay(url, trace.requests, ReplayOptions(salt=secrets.token_hex(4))))
@@ -294,7 +299,7 @@ def run(plan: Plan, policy: str, load: Load, url: str, latency_ns: int) -> dict[
         "counts": counts,
         "live": figures(live),
         "simulated": predicted(refitted(profile, factors) if profile else None),
-        **({"factors": factors, "calibrated": predicted(profile)} if profile else {}),
+        **({"factors": factors, "calibrated": predicted(None)} if profile else {}),
     }
 
 
@@ -403,10 +408,9 @@ def main() -> None:
             continue
         with server(plan, policy) as url:
             latency_ns = LATENCY_NS
-            if plan.profile:
+            if (profile := plan.calibrated) is not None:
                 warm = plan.trace(plan.loads["half"], WARM_UP_PROFILE_S).requests
                 asyncio.run(replay(url, warm, ReplayOptions(salt=secrets.token_hex(4))))
-                profile = load_profile(Path(plan.profile))
                 latency_ns = latency_ns_of(plan, refitted(profile, told_factors(profile, url)), url)
             for name in names:
                 done = run(plan, policy, plan.loads[name], url, latency_ns)

@@ -72,7 +72,7 @@ def test_an_instance_tells_how_long_its_iterations_take() -> None:
 
 def test_what_lies_between_two_iterations_counts_as_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not the time in which nobody wanted anything."""
-    clock, seen, anything = [0], [], None
+    clock, seen = [0], []
     monkeypatch.setattr(instance_module.time, "perf_counter_ns", lambda: clock[0])
 
     class Observer:
@@ -86,7 +86,7 @@ def test_what_lies_between_two_iterations_counts_as_the_second(monkeypatch: pyte
 
     engine: Any = Slow()
     observer: Any = Observer()
-    nothing: Any = anything
+    nothing: Any = None
     scheduler = InstanceScheduler("i0", InstanceLimits(blocks=20, context_tokens=64), make_batching("sarathi"))
     instance = Instance("i0", scheduler, engine, nothing, nothing, {}, Port(), observed=observer)
     for name in "ab":

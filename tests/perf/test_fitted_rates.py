@@ -101,14 +101,7 @@ def test_a_profile_takes_the_factors_part_by_part() -> None:
     profile = replace(MADE_UP, operators=None, linear=linear)
     plain, now = times_of(profile), times_of(refitted(profile, (2.0, 3.0, 5.0, 7.0, 11.0)))
     batch = BatchShape(chunks=((20, 100),), decodes=3, decode_context=9000)
-    factors = (
-        2.0,
-        3.0,
-        3.0,
-        3.0,
-        3.0,
-        5.0,
-        7.0,
-    )  # iteration, prompts, tokens, beyond the knee, pairs, sequences, context
+    # of iteration, prompts, tokens, beyond the knee, pairs, sequences, context
+    factors = (2.0, 3.0, 3.0, 3.0, 3.0, 5.0, 7.0)
     assert now.parts(batch) == pytest.approx([each * by for each, by in zip(plain.parts(batch), factors, strict=True)])
     assert now.encode_s((10, 20)) == pytest.approx(11 * plain.encode_s((10, 20)))

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
 import numpy as np
 import torch
 import zmq
@@ -83,24 +82,21 @@ class _Alone:
     def __init__(self, folder: Path) -> None:
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
-        self._server = self._context.socket(zmq.PUSH)
-        for socket in (self._inbox, self._server):
+        server = self._context.socket(zmq.PUSH)
+        for socket in (self._inbox, server):
             socket.set_hwm(0)
         self._inbox.bind(f"ipc://{folder}/server")
-        self._server.connect(f"ipc://{folder}/server")
-        self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
+        server.connect(f"ipc://{folder}/server")
+        self._teller = wire.Teller("calibration", server)
 
     def send(self, peer: str, event: InstanceEvent, payload: Payload) -> None:
         raise AssertionError("it has no peers")
 
     def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
-        self._said.append(wire.pack_tell(message, logprobs))
+        self._teller.tell(message, logprobs)
 
     def flush(self) -> None:
-        """As `engine.process.Wires.flush`."""
-        if self._said:
-            said, self._said = tuple(self._said), []
-            self._server.send_multipart(wire.encode(wire.Tells("calibration", said)))
+        self._teller.flush()
 
     def forget(self) -> None:
         """Nobody wants to know what was told."""

@@ -177,8 +177,7 @@ class Instance:
         if self._held is None and self._due is not None and not self._encoding:
             step, self._due = self._due, None
             self._turn = 0
-            now_ns = time.perf_counter_ns()
-            self._since_ns = self._ended_ns if self._follows else now_ns
+            self._since_ns = self._ended_ns if self._follows else time.perf_counter_ns()
             if self._pace is not None:
                 self._pace.begin(shape_of(step), self._follows)
             self._held = step, self._runner.run(step) if step.chunks else ()

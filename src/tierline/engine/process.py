@@ -62,10 +62,10 @@ class Wires:
         self.endpoint = self._inbox.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._server = self._socket(zmq.PUSH)
         self._server.connect(settings.server)
+        self._teller = wire.Teller(settings.name, self._server)
         self._peers: dict[str, zmq.Socket[bytes]] = {}
         self._early: defaultdict[str, list[list[bytes]]] = defaultdict(list)  # for peers whose address is not known yet
         self._lost: set[str] = set()
-        self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
         self._wake_out = self._context.socket(zmq.PAIR)
         self._wake_out.bind("inproc://wake")
         self._wake_in = self._context.socket(zmq.PAIR)
@@ -99,15 +99,13 @@ class Wires:
             socket.send_multipart(frames, copy=False)
 
     def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
-        self._said.append(wire.pack_tell(message, logprobs))
+        self._teller.tell(message, logprobs)
 
     # --- the loop's side
 
     def flush(self) -> None:
         """Send what was told since the last time, as one message."""
-        if self._said:
-            said, self._said = tuple(self._said), []
-            self._server.send_multipart(wire.encode(wire.Tells(self._settings.name, said)))
+        self._teller.flush()
 
     def hello(self, message: wire.Hello) -> None:
         self._server.send_multipart(wire.encode(message))

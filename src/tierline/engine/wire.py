@@ -124,8 +124,22 @@ def decode(frames: Sequence[bytes | memoryview]) -> Any:
     return decoder.decode(frames[1])
 
 
-def pack_tell(message: Tell, logprobs: tuple[TokenLogprob, ...]) -> tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]:
-    return type(message).__name__, msgspec.Raw(_encoder.encode(message)), logprobs
+class Teller:
+    """What the instance `name` tells, gathered and sent to `server` as one message."""
+
+    def __init__(self, name: str, server: zmq.Socket[bytes]) -> None:
+        self._name = name
+        self._server = server
+        self._said: list[tuple[str, msgspec.Raw, tuple[TokenLogprob, ...]]] = []
+
+    def tell(self, message: Tell, logprobs: tuple[TokenLogprob, ...]) -> None:
+        self._said.append((type(message).__name__, msgspec.Raw(_encoder.encode(message)), logprobs))
+
+    def flush(self) -> None:
+        """Send what was told since the last time."""
+        if self._said:
+            said, self._said = tuple(self._said), []
+            self._server.send_multipart(encode(Tells(self._name, said)))
 
 
 def unpack_tells(tells: Tells) -> list[tuple[Tell, tuple[TokenLogprob, ...]]]:

@@ -91,8 +91,8 @@ def utility_bound(jobs: Sequence[BoundJob], gpus: float, horizon_s: float, max_s
         cost += [np.zeros(len(x)), -slope]
         there = edges[first + 1 :] - np.maximum(edges[first:-1], job.arrival_s)
         upper += [job.rate_gpus * there, width]
-    # HiGHS' tolerances are absolute, and slopes per GPU-second are far below one: so GPU-hours, less where the whole is short,
-    # and utility × 1000
+    # HiGHS' tolerances are absolute, and slopes per GPU-second are far below one: so GPU-hours (less than hours where the
+    # whole is short) and utility × 1000
     unit_s = min(3600.0, horizon_s / 100)
     limits = np.concatenate([gpus * lengths / unit_s, np.zeros(len(useful))])
     matrix = coo_matrix(
