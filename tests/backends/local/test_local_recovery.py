@@ -142,10 +142,11 @@ def test_an_attempt_starts_once_however_often_it_is_asked_for(site):
         for _ in range(2):
             backend.execute(StartJob("a", 1, (), False, "test"))
     site.prints("a", "line 3\n")
-    assert (site.folder("a") / "began").read_text() == "x"
-    assert len(site.supervisors()) == 1
+    site.eventually(lambda: len(site.supervisors()) == 1, "the end of the launcher that came too late")
     (site.folder("a") / "go").touch()
     site.exited("a")
+    site.eventually(lambda: not site.supervisors(), "the end of the supervisor")
+    assert (site.folder("a") / "began").read_text() == "x"
 
 
 def test_the_daemon_is_killed_at_random_moments_between_intent_and_launch(site):
