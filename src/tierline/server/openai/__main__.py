@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -88,7 +89,9 @@ if __name__ == "__main__":
     try:
         with open(int(sys.argv[1]), "rb") as pipe:
             told = msgspec.json.decode(pipe.read(), type=Order)
-        sys.exit(main(told))
+        code = main(told)
+        gc.freeze()  # to look through PyTorch's modules for what to collect would take a second
+        sys.exit(code)
     except TierlineError as error:
         print(f"tierline: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
