@@ -11,9 +11,9 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from operator import mul, sub
 from typing import TypeVar
+
+import numpy as np
 
 from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
@@ -173,19 +173,18 @@ class OutputHistory:
 
     def learn(self, running: Iterable[int]) -> None:
         """Predict from here on by what has ended so far and by answers of `running` tokens that go on."""
-        known, longer = self._sorted[:], [*running]
-        shorter = [0] * (len(known) + 1)  # of those that run, so many more than of the place before
-        for length in longer:
-            shorter[bisect.bisect_right(known, length)] += 1
-        left = range(len(known) + len(longer), len(longer), -1)
-        above = [*accumulate([1 - 1 / (n - gone) for n, gone in zip(left, accumulate(shorter), strict=False)], mul)]
-        self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + sum(known) + sum(longer)) / (PRIOR_ANSWERS + len(known))
-        rest = []
-        if known:
-            steps = map(mul, above, map(sub, known[1:], known))
-            rest = [*accumulate(reversed([*steps]), initial=above[-1] * self._beyond(known[-1]))]
-            rest.reverse()
-        self._known, self._above, self._rest = known, above, rest
+        known, longer = np.array(self._sorted, dtype=np.int64), np.array([*running], dtype=np.int64)
+        if not len(known):
+            self._known, self._above, self._rest = [], [], []
+            self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + int(longer.sum())) / PRIOR_ANSWERS
+            return
+        shorter = np.bincount(np.searchsorted(known, longer, "right"), minlength=len(known) + 1).cumsum()
+        left = len(known) + len(longer) - np.arange(len(known)) - shorter[:-1]
+        above = np.cumprod(1 - 1 / left)
+        self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + int(known.sum() + longer.sum())) / (PRIOR_ANSWERS + len(known))
+        last = above[-1] * self._beyond(int(known[-1]))
+        rest = np.concatenate(([last], (above[:-1] * np.diff(known))[::-1])).cumsum()[::-1]
+        self._known, self._above, self._rest = known.tolist(), above.tolist(), rest.tolist()
 
     def remaining(self, output_tokens: int) -> float:
         """`E[l - m | l > m]`, m tokens made so far (Past-Future, ASPLOS 2025, in expectation). Beyond the longest that ended
