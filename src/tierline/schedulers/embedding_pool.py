@@ -56,11 +56,12 @@ class EmbeddingPool:
     def _shrink(self) -> tuple[str, ...]:
         gone: list[str] = []
         if self.used_bytes > self._budget_bytes:
-            for content_hash, size in list(self._size.items()):
+            for content_hash, size in self._size.items():
                 if self.used_bytes <= self._budget_bytes:
                     break
                 if not self._uses[content_hash]:
-                    del self._size[content_hash], self._uses[content_hash]
                     self.used_bytes -= size
                     gone.append(content_hash)
+            for content_hash in gone:
+                del self._size[content_hash], self._uses[content_hash]
         return tuple(gone)
