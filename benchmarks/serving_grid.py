@@ -14,6 +14,7 @@ Setting. 8 H100s, Qwen2.5-VL-7B; ServeGen's image service mixed with Azure's con
 - Everything is in FILE as soon as it is run; the same command goes on from there. `--minutes` ends it in time.
 
     python benchmarks/serving_grid.py DATA/serving --quick
+    python benchmarks/serving_grid.py DATA/serving --wide
     python benchmarks/serving_grid.py DATA/serving
     python benchmarks/serving_grid.py DATA/serving --summary
 """
@@ -83,6 +84,12 @@ def quick() -> Sizes:
         (0.8, 0.0, "stationary"),
     )
     return Sizes(cells, (3.0, 2.0, 5.0, 10.0), 30.0, 3, COUPLED, side(), (0.95,), 1, (3.0, 2.0))
+
+
+def wide() -> Sizes:
+    """The cells that `quick` leaves out, `adaptive` and `coupled` alone."""
+    cells = tuple(each for each in all_cells() if each not in quick().cells)
+    return Sizes(cells, (3.0, 2.0), 30.0, 3, COUPLED, (), (), 0, ())
 
 
 def full() -> Sizes:
@@ -363,14 +370,16 @@ def _ratio(ratios: Sequence[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with servegen_mm_image/ and azure/")
-    parser.add_argument("--quick", action="store_true")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="five cells, shorter and fewer runs")
+    size.add_argument("--wide", action="store_true", help="as short, in the other 19 cells: only adaptive and coupled")
     parser.add_argument("--cells", nargs="+", default=[], help="only these, as in 0.5,0,stationary")
     parser.add_argument("--factors", nargs="+", type=float, default=[], help="only these multiples of the SLO")
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; the next call goes on")
     parser.add_argument("--file", type=Path, default=Path("docs/results/serving_grid.json"))
     parser.add_argument("--summary", action="store_true", help="only print the Markdown of what is there")
     given = parser.parse_args()
-    sizes = quick() if given.quick else full()
+    sizes = quick() if given.quick else wide() if given.wide else full()
     cells = tuple(
         each for each in sizes.cells if not given.cells or f"{each[0]:g},{each[1]:g},{each[2]}" in given.cells
     )

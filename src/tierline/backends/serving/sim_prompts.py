@@ -36,26 +36,26 @@ class Prompts:
         before, at = 0, 0
         segments: list[tuple[int, int]] = []
         images: list[ImageSpan] = []
-        prompt: tuple[int, ...] = ()
+        prompt: list[int] = []
         for key, tokens in traced.prefix:
             before = self._shared(before, "text " + key, tokens)
             at += tokens
             segments.append((at, before))
-            prompt += (before,) * tokens
+            prompt += [before] * tokens
         text = traced.text_tokens - at
         for image in traced.images:
             before = self._shared(before, "image " + image.content_hash, image.tokens)
             images.append(ImageSpan(image.content_hash, at, image.tokens))
             at += image.tokens
             segments.append((at, before))
-            prompt += (PLACEHOLDER,) * image.tokens
+            prompt += [PLACEHOLDER] * image.tokens
         if text > 0:
             before = self._own()
             segments.append((at + text, before))
-            prompt += (before,) * text
+            prompt += [before] * text
         segments.append((1 << 62, self._own()))
         self._segments[request_id] = tuple(segments)
-        return Request(request_id, prompt, self._sampling, tuple(images), traced.priority, traced.arrived_ns)
+        return Request(request_id, tuple(prompt), self._sampling, tuple(images), traced.priority, traced.arrived_ns)
 
     def extend(self, keys: list[Key], request: Request, tokens: Sequence[int], blocks: int, block_tokens: int) -> None:
         """`BlockKeys.extend`."""
