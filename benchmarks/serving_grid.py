@@ -373,7 +373,9 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="folder with servegen_mm_image/ and azure/")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="five cells, shorter and fewer runs")
-    size.add_argument("--wide", action="store_true", help="as short, in the other 19 cells: no static splits, no wider SLO")
+    size.add_argument(
+        "--wide", action="store_true", help="as short, in the other 19 cells: no static splits, no wider SLO"
+    )
     parser.add_argument("--cells", nargs="+", default=[], help="only these, as in 0.5,0,stationary")
     parser.add_argument("--factors", nargs="+", type=float, default=[], help="only these multiples of the SLO")
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; the next call goes on")

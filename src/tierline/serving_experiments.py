@@ -25,7 +25,6 @@ from tierline.core.served_outcome import ServedOutcome
 from tierline.core.served_trace import ServedTrace
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
-from tierline.perf.device_sharing import Overlap
 from tierline.perf.device_times import stage_times
 from tierline.presets import ServingPreset, preset_of
 from tierline.runtime import serving_report
@@ -61,7 +60,6 @@ class ServingSetup:
     wake_ns: int = 2 * NS_PER_S
     min_instances: int = 1
     max_instances: int = 0
-    overlap: Overlap = field(default_factory=Overlap)
     kills: tuple[Kill, ...] = ()
     lockstep: bool = True
 
@@ -162,7 +160,7 @@ def options_of(preset: ServingPreset, times: StageTimes, setup: ServingSetup) ->
         roles=tuple(slot.roles for slot in slots),
         limits=limits_of(times, **changes),
         batching=lambda: preset.make_batching(times, setup.slo),
-        device=DeviceOptions(preset.encoder, overlap=setup.overlap),
+        device=DeviceOptions(preset.encoder),
         cpu_workers=setup.cpu_workers,
         latency_ns=setup.latency_ns,
         start_ns=setup.start_ns,
@@ -288,7 +286,6 @@ def as_json(experiment: ServingExperiment, runs: Sequence[ServingRun]) -> dict[s
         "slo": asdict(setup.slo),
         "latency_s": setup.latency_ns / NS_PER_S,
         "cpu_workers": setup.cpu_workers,
-        "overlap": asdict(setup.overlap),
         "rates": {
             f"{rate:g}": {
                 "workloads": {run.seed: run.workload_hash for run in runs if run.rate == rate},

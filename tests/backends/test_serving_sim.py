@@ -151,12 +151,12 @@ def test_leaps_find_the_iteration_that_is_under_way():
         assert timer.until(at_ns, 30) == min(30, sum(end <= at_ns for end in ends))
 
 
-def encoded_beside(kind, images=6, **options):
+def encoded_beside(kind, images=6, **times):
     """A request decodes while another's images come; when both have ended."""
     pictures = tuple(TracedImage(f"h{number}", 200) for number in range(images))
-    device = DeviceOptions(encoder=kind, **options)
+    device = DeviceOptions(encoder=kind)
     both = trace_of(one(output=100), one(images=pictures, output=1, at_ns=ns(0.05)))
-    backend, _ = run(both, EPD, device=device, times=replace(TIMES, patch=20e-6, prepare=20e-3))
+    backend, _ = run(both, EPD, device=device, times=replace(TIMES, patch=20e-6, prepare=20e-3, **times))
     return [outcome.finished_ns / 1e9 for outcome in backend.outcomes()]
 
 

@@ -62,12 +62,16 @@ def test_a_profile_of_what_was_run(kind: str, tmp_path: Path, monkeypatch: pytes
     times = stage_times(str(tmp_path / "made.toml"), model=kind, device="cpu")
     assert times.iteration_s(BatchShape(decodes=4, decode_context=100)) > 0
     if kind == "llama":
-        assert not profile.encodes and profile.advice.encode_share == 0
+        assert not profile.encodes and profile.advice.encode_share == 0 and profile.overlap is None
         with pytest.raises(InvalidInput, match="knows of no encoder"):
             times.encode_s((4,))
     else:
         assert times.patches_per_token == profile.patches_per_token == 4  # 2 x 2 of them
         assert times.encode_s((4096,)) > times.encode_s((256,)) > 0 and times.prepare_s(256) > 0
+        assert profile.overlap is not None and profile.overlap.ridge_tokens == profile.advice.tipping_tokens
+        assert [times.slowdown(tokens) for tokens in (1, 5000)] == [
+            pytest.approx(profile.overlap.slowdown(tokens)) for tokens in (1, 5000)
+        ]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,10 +60,12 @@ TIMES = times_of(
         MADE_UP,
         transfer=Transfer(0.005, 8000.0),
         linear=Linear(0.01, 0.001, 0.0, 10, 0.0, 0.0, 0.0, encode_s=0.0, patch_s=0.002),
+        overlap=Overlap(
+            ridge_tokens=1.0, encoder_arithmetic=1.0, encoder_bandwidth=0.0
+        ),  # both at half speed beside each other
     )
 )
 PREPARED = times_of(replace(TIMES.profile, preparation=Preparation(0.1, 0.0)))
-HALF = Overlap(ridge_tokens=1.0, encoder_arithmetic=1.0, encoder_bandwidth=0.0)  # both at half speed beside each other
 
 
 @dataclass
@@ -121,7 +123,7 @@ def paced(hand: Hand) -> tuple[Instance, Runner, Port, InstanceScheduler]:
     lane: Any = Lane()
     arena: Any = nothing
     return (
-        Instance("i0", scheduler, engine, arena, lane, {}, port, PacedDevice(TIMES, HALF, hand)),
+        Instance("i0", scheduler, engine, arena, lane, {}, port, PacedDevice(TIMES, hand)),
         runner,
         port,
         scheduler,
@@ -245,7 +247,7 @@ def test_the_shape_of_an_iteration() -> None:
 
 def test_an_image_and_an_iteration_slow_each_other() -> None:
     hand = Hand()
-    device = PacedDevice(TIMES, HALF, hand)
+    device = PacedDevice(TIMES, hand)
     device.begin(BatchShape(decodes=10, decode_context=10), follows=False)  # 20 ms
     hand.now_ns += 10 * MS
     device.begin_image(1)  # 8 ms; both at half speed from now on: iteration at 10 + 20, image at 10 + 16
@@ -260,7 +262,7 @@ def test_an_image_and_an_iteration_slow_each_other() -> None:
 
 def test_an_image_gets_the_device_back_when_the_iteration_is_over() -> None:
     hand = Hand()
-    device = PacedDevice(TIMES, HALF, hand)
+    device = PacedDevice(TIMES, hand)
     device.begin_image(4)  # 32 ms
     device.begin(BatchShape(decodes=10, decode_context=10), follows=False)  # 20 ms, 40 at half speed
     hand.now_ns += 40 * MS
@@ -275,7 +277,7 @@ def test_an_image_gets_the_device_back_when_the_iteration_is_over() -> None:
 def test_preparing_takes_its_time_where_it_stalls_the_device() -> None:
     hand = Hand()
     for prepares, left in ((False, 16 * MS), (True, 116 * MS)):
-        device = PacedDevice(PREPARED, HALF, hand, prepares=prepares)
+        device = PacedDevice(PREPARED, hand, prepares=prepares)
         device.begin_image(2)
         assert device._image is not None and device._image.end_ns - hand.now_ns == left
 
@@ -283,7 +285,7 @@ def test_preparing_takes_its_time_where_it_stalls_the_device() -> None:
 def test_an_image_has_as_many_patches_as_the_played_model_merges() -> None:
     hand = Hand()
     for merged in (1, 4):
-        device = PacedDevice(times_of(replace(TIMES.profile, patches_per_token=merged)), HALF, hand)
+        device = PacedDevice(times_of(replace(TIMES.profile, patches_per_token=merged)), hand)
         device.begin_image(10)
         assert device._image is not None and device._image.end_ns - hand.now_ns == 20 * merged * MS
 
@@ -322,7 +324,7 @@ def test_what_two_images_hold_up_that_come_in_the_first_iteration_of_four(encode
     engine: Any = Runner()
     images: Any = lane
     arena: Any = nothing
-    me = Instance("i0", scheduler, engine, arena, images, {}, Port(), PacedDevice(TIMES, HALF, hand), encoder=encoder)
+    me = Instance("i0", scheduler, engine, arena, images, {}, Port(), PacedDevice(TIMES, hand), encoder=encoder)
     me.deliver(ask("text", output=4))
     while me.has_step or lane.under_way:
         if me.has_step:
@@ -356,7 +358,7 @@ class Family:
 def test_closing_does_not_wait_for_an_image() -> None:
     """Its time is over in a quarter of an hour."""
     family: Any = Family()
-    device = PacedDevice(TIMES, HALF)
+    device = PacedDevice(TIMES)
     lane = EncoderLane(family, lambda: None, device)
     lane._places = lambda picture: 100_000  # type: ignore[method-assign]
     lane.submit(Picture("h", 1, 1, b"abc"))
@@ -368,7 +370,7 @@ def test_closing_does_not_wait_for_an_image() -> None:
 def test_an_image_is_not_done_before_its_time() -> None:
     family: Any = Family()
     hand = Hand()
-    device = PacedDevice(TIMES, HALF, hand)
+    device = PacedDevice(TIMES, hand)
     woken: list[int] = []
     lane = EncoderLane(family, lambda: woken.append(hand.now_ns), device)
     lane._places = lambda picture: 2  # type: ignore[method-assign]

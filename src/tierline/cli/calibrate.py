@@ -137,6 +137,13 @@ def profile_lines(found: ServingProfile) -> list[str]:
                 f"{_ms(times.encode_s((256,)))} and {_ms(times.encode_s((1024,)))}",
             )
         )
+        many = 2 * advice.tipping_tokens
+        rows.append(
+            (
+                "slower beside an image, a decode and a prompt",
+                f"{times.slowdown(1):.2f} and {times.slowdown(many):.2f} times",
+            )
+        )
     rows += [
         ("transfer", f"{_ms(found.transfer.setup_s)} and {found.transfer.bytes_per_s / 1e9:.2f} GB/s"),
         ("tipping point", f"{advice.tipping_tokens} tokens"),

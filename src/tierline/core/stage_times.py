@@ -57,6 +57,10 @@ class StageTimes(Protocol):
         """Images of so many patches each through the encoder in one batch, preparation on the CPU not included."""
         ...
 
+    def slowdown(self, tokens: int) -> float:
+        """By which factor an iteration of so many tokens and the encoder slow each other on one device."""
+        ...
+
     def prepare_s(self, patches: int) -> float:
         """What the CPU does to one image before it can be encoded: decode, resize, normalise."""
         ...

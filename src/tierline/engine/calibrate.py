@@ -27,6 +27,7 @@ from tierline.core.instance_events import InstanceEvent, RequestCancelled, Reque
 from tierline.core.request import Picture, Request, Sampling, TokenLogprob
 from tierline.engine import wire
 from tierline.engine.build import Built, build, device_label
+from tierline.engine.calibrate_overlap import measure_overlap
 from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Payload
@@ -55,7 +56,8 @@ OUTPUT_TOKENS = 64
 DECODE_STEPS = 4  # measured of each scene's decodes alone
 HELD_OUT = 5  # every so manieth scene is not fitted to, but predicted
 ENOUGH_ITERATIONS, MOST_ITERATIONS = 40, 6000
-IMAGE_SHARE = 0.25  # of the time
+IMAGE_SHARE = 0.25  # of the time,
+OVERLAP_SHARE = 0.1  # and of that again for images beside iterations
 SIDES = (112, 224, 336, 448, 672, 896)  # of pictures, in pixels
 MOST_IMAGES = 40
 COPIES = 5
@@ -119,7 +121,7 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         built = build(settings, port, lambda: None)
         ends.callback(built.instance.close)
         takes_images = built.family.takes_images
-        until = time.monotonic() + options.seconds * (1 - IMAGE_SHARE * takes_images)
+        until = time.monotonic() + options.seconds * (1 - (IMAGE_SHARE + OVERLAP_SHARE) * takes_images)
         scenes = _Scenes(built, port, options.seed)
         number = 0
         while scenes.count < MOST_ITERATIONS and (time.monotonic() < until or len(scenes.fitted) < ENOUGH_ITERATIONS):
@@ -130,10 +132,18 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
             report(min(0.95, share), f"iterations: {scenes.count} measured")
         report(0.95 - IMAGE_SHARE * takes_images, "images")
         images, preparation = _images(built.family, options.seconds * IMAGE_SHARE, report) if takes_images else ([], [])
-        report(0.95, "transfers")
+        held_out = len(images) // HELD_OUT
+        fitted, checked = images[: len(images) - held_out], images[len(images) - held_out :]
+        linear = fit_linear(scenes.fitted, fitted)
+        overlap = None
+        if takes_images:
+            report(0.95, "images beside iterations")
+            until = time.monotonic() + options.seconds * OVERLAP_SHARE
+            overlap = measure_overlap(
+                built.family, _picture(SIDES[2]), scenes.one, tipping_tokens(linear), scenes.longest, until
+            )
+        report(0.98, "transfers")
         transfer = _transfers(built)
-    fitted, checked = images[: len(images) - len(images) // HELD_OUT], images[len(images) - len(images) // HELD_OUT :]
-    linear = fit_linear(scenes.fitted, fitted)
     limits, kv = built.limits, built.arena
     profile = ServingProfile(
         format=FORMAT,
@@ -155,6 +165,7 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         fit=Fit(0, 0.0, 0.0),
         linear=linear,
         patches_per_token=patches_per_token(built.family.config.to_dict()),
+        overlap=overlap,
     )
     times = times_of(profile)
     errors = [abs(times.iteration_s(each.batch) / each.seconds - 1) for each in scenes.held_out]
@@ -195,8 +206,7 @@ class _Scenes:
 
     def run(self, until: float, held_out: bool, warm: bool) -> None:
         """One scene, cut short at `until`; kept if `warm`."""
-        limits, rng = self._built.limits, self._rng
-        longest = max(1, min(LONGEST_CONTEXT, limits.context_tokens - 2 * OUTPUT_TOKENS))
+        limits, rng, longest = self._built.limits, self._rng, self.longest
         context = round(float(np.exp(rng.uniform(0, np.log(longest)))))
         room = limits.blocks * limits.block_tokens // (2 * (context + OUTPUT_TOKENS + limits.block_tokens))
         most = max(1, min(MOST_DECODES, limits.sequence_limit - 1, room))
@@ -215,6 +225,31 @@ class _Scenes:
                 self._ask(max(1, tokens // 2), 1)
             while self._waiting() and self._step(until, into):
                 pass
+        self._end()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt, or of the context of a decode."""
+        return max(1, min(LONGEST_CONTEXT, self._built.limits.context_tokens - 2 * OUTPUT_TOKENS))
+
+    def one(self, tokens: int) -> float:
+        """Seconds of an iteration of a sequence that decodes (1), or of those of a prompt of so many tokens."""
+        never = float("inf")
+        if tokens > 1:
+            self._end()
+            self._ask(tokens, 1)
+        elif self._built.instance.due is None:
+            self._ask(1, OUTPUT_TOKENS)
+            while self._waiting():
+                self._step(never, [])
+        into: list[Measured] = []
+        self._step(never, into)
+        while tokens > 1 and self._waiting():
+            self._step(never, into)
+        return sum(each.seconds for each in into)
+
+    def _end(self) -> None:
+        """Nothing runs any more."""
         for name in self._running:
             self._built.instance.deliver(RequestCancelled(name))
         self._running = []
@@ -259,24 +294,22 @@ def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[Me
     (seconds an image, seconds a patch)."""
     layout = image_layout_of(family.config, family.folder)
     assert layout is not None, "a family that takes images lays them out"
-    rng, merged = np.random.default_rng(0), patches_per_token(family.config.to_dict())
+    merged = patches_per_token(family.config.to_dict())
     found: list[MeasuredImage] = []
     files: list[tuple[float, float]] = []
     until = time.monotonic() + seconds
     for number in range(MOST_IMAGES + 1):
         side = SIDES[number % len(SIDES)]
-        pixels = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels).resize((side, side))
         tokens = layout(side, side)
         patches = merged * tokens.tokens.count(tokens.image_token)
-        picture = Picture(f"c{number}", side, side, image.tobytes())
+        picture = _picture(side)
         begun = time.perf_counter()
         with torch.inference_mode():
             family.encode([picture])[0].cpu()
         if number:  # the first warms up
             found.append(MeasuredImage(patches, time.perf_counter() - begun))
         packed = io.BytesIO()
-        image.save(packed, "JPEG", quality=90)
+        Image.frombytes("RGB", (side, side), picture.rgb).save(packed, "JPEG", quality=90)
         begun = time.perf_counter()
         Image.open(io.BytesIO(packed.getvalue())).convert("RGB").tobytes()
         files.append((float(patches), time.perf_counter() - begun))
@@ -286,6 +319,12 @@ def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[Me
     if len({patches for patches, _ in files}) < 3:
         return found, [float(np.median([taken for _, taken in files])), 0.0]
     return found, list(_line(files))
+
+
+def _picture(side: int) -> Picture:
+    """A square picture of coarse noise."""
+    pixels = np.random.default_rng(side).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return Picture(f"noise {side}", side, side, Image.fromarray(pixels).resize((side, side)).tobytes())
 
 
 def _transfers(built: Built) -> Transfer:

@@ -1,7 +1,7 @@
 """The encoder lane: images are preprocessed and encoded in a thread of their own, beside the iterations.
 
-PyTorch and PIL let go of the interpreter while they compute, so an iteration never waits for an image, unless the instance
-wants that (`core/encoder_kind.py`).
+PyTorch and PIL let go of the interpreter while they compute, and a GPU has a stream for images alone, so an iteration never
+waits for an image, unless the instance wants that (`core/encoder_kind.py`).
 """
 
 from __future__ import annotations
@@ -31,15 +31,26 @@ class Encoded:
 
 
 class EncoderLane:
-    """`wake` is called from the lane's thread whenever `take` has something new. `pace`: of the device that is played."""
+    """`wake` is called from the lane's thread whenever `take` has something new. `pace`: of the device that is played.
+    `device`: where the model is, for a stream there if it is a GPU."""
 
-    def __init__(self, family: TextFamily, wake: Callable[[], None], pace: PacedDevice | None = None) -> None:
+    def __init__(
+        self,
+        family: TextFamily,
+        wake: Callable[[], None],
+        pace: PacedDevice | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self._family = family
         self._pace = pace
         self._layout = image_layout_of(family.config, family.folder)
         self._wake = wake
         self._done: queue.SimpleQueue[Encoded] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._stream: torch.cuda.Stream | None = None
+        if device is not None and device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which is loading the weights
 
     def submit(self, picture: Picture) -> None:
         self._thread.submit(self._encode, picture)
@@ -64,8 +75,7 @@ class EncoderLane:
             if self._pace is not None:
                 self._pace.begin_image(self._places(picture) or 0)
             begun = time.perf_counter()
-            with torch.inference_mode():
-                embeddings = self._family.encode([picture])[0].contiguous()
+            embeddings = self._embeddings(picture)
             self._check(picture, len(embeddings))
             result = Encoded(picture.content_hash, embeddings, seconds=time.perf_counter() - begun)
         except Exception as error:  # whatever a model's processor raises belongs to this image, not to its neighbours
@@ -74,6 +84,18 @@ class EncoderLane:
             self._pace.end_image()
         self._done.put(result)
         self._wake()
+
+    def _embeddings(self, picture: Picture) -> torch.Tensor:
+        if self._stream is None:
+            with torch.inference_mode():
+                return self._family.encode([picture])[0].contiguous()
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            found = self._family.encode([picture])[0].contiguous()
+        self._stream.synchronize()  # whoever is told of them may read them
+        found.record_stream(
+            torch.cuda.default_stream(found.device)
+        )  # there; their memory is nobody else's until it has
+        return found
 
     def _check(self, picture: Picture, made: int) -> None:
         """A prompt has a place for each embedding. Raises `ValueError` where the model makes another number of them."""

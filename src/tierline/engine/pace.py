@@ -19,7 +19,7 @@ from tierline.core.instance_events import InstanceEvent, RoundArrived
 from tierline.core.nouns import NS_PER_S
 from tierline.core.stage_times import BatchShape, StageTimes
 from tierline.engine.settings import InstanceSettings
-from tierline.perf.device_sharing import Overlap, Work
+from tierline.perf.device_sharing import Work
 from tierline.perf.device_times import stage_times
 from tierline.perf.scaled_times import ScaledTimes
 
@@ -52,14 +52,13 @@ def paced_times(settings: InstanceSettings) -> StageTimes | None:
 
 
 class PacedDevice:
-    """The device that is played: an iteration and an image at most are under way, and slow each other as `Overlap` says.
+    """The device that is played: an iteration and an image at most are under way, and slow each other as `times` say.
     Iterations belong to one thread, images to another. `prepares`: what the CPU does to an image takes its time here as well.
     `clock`: nanoseconds."""
 
     def __init__(
         self,
         times: StageTimes,
-        overlap: Overlap | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         *,
         prepares: bool = False,
@@ -67,7 +66,6 @@ class PacedDevice:
         self.times = times
         self._prepares = prepares
         self._clock = clock
-        self._overlap = overlap or Overlap()
         self._changed = threading.Condition()
         self._iteration: Work | None = None
         self._tokens = 0
@@ -132,7 +130,7 @@ class PacedDevice:
     def _beside(self, now_ns: int) -> None:
         """What is under way goes at the speed that it has beside the other, from `now_ns` on."""
         both = self._iteration is not None and self._image is not None
-        slowdown = self._overlap.slowdown(self._tokens) if both else 1.0
+        slowdown = self.times.slowdown(self._tokens) if both else 1.0
         for work in (self._iteration, self._image):
             if work is not None:
                 work.change(max(now_ns, work.since_ns), slowdown)

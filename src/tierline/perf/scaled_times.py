@@ -61,6 +61,9 @@ class ScaledTimes:
     def encode_s(self, patches: Sequence[int]) -> float:
         return self._stretch * self._times.encode_s([each * self._positions for each in patches])
 
+    def slowdown(self, tokens: int) -> float:
+        return self._times.slowdown(tokens)
+
     def prepare_s(self, patches: int) -> float:
         return self._stretch * self._times.prepare_s(patches * self._positions)
 

@@ -15,6 +15,7 @@ import msgspec
 from tierline.core.errors import InvalidInput, NotFound
 from tierline.core.stage_times import PATCHES_PER_TOKEN
 from tierline.perf.curves_of_time import Knots
+from tierline.perf.device_sharing import Overlap
 
 FORMAT = 1
 
@@ -140,7 +141,8 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class ServingProfile:
-    """`operators` or `linear`, one of them. `patches_per_token`: of an image, as the model merges them."""
+    """`operators` or `linear`, one of them. `patches_per_token`: of an image, as the model merges them. `overlap`: None = an
+    H100's."""
 
     format: int
     device: str
@@ -156,6 +158,7 @@ class ServingProfile:
     operators: Operators | None = None
     linear: Linear | None = None
     patches_per_token: int = PATCHES_PER_TOKEN
+    overlap: Overlap | None = None
 
     def __post_init__(self) -> None:
         """Raises `ValueError` where it cannot be."""
@@ -165,6 +168,8 @@ class ServingProfile:
             raise ValueError("[memory] kv_tokens and kv_token_bytes have to be 1 or more")
         if self.patches_per_token < 1:
             raise ValueError("patches_per_token has to be 1 or more")
+        if self.overlap is not None and self.overlap.ridge_tokens <= 0:
+            raise ValueError("[overlap] ridge_tokens has to be above 0")
         if self.transfer.bytes_per_s <= 0:
             raise ValueError("[transfer] bytes_per_s has to be above 0")
         if self.operators is not None and not self.operators.generation:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import BatchShape
 from tierline.perf.curves_of_time import Curve, Knots
+from tierline.perf.device_sharing import Overlap
 from tierline.perf.serving_profile import EncoderOperators, ServingProfile
 
 DENSE_TOKENS = 4096  # times up to so many tokens lie in a list
@@ -40,6 +41,7 @@ class OperatorTimes:
         self._least_rows = QUERY_TILE / operators.group  # query heads of a group fill a tile together
         self._generation = operators.generation
         self._by_sequences: dict[int, Curve] = {}
+        self._overlap = profile.overlap or Overlap()
         self._encoder = None if operators.encoder is None else _Encoder(operators.encoder, profile.overhead.encode_s)
 
     # --- sizes
@@ -111,6 +113,9 @@ class OperatorTimes:
         if self._encoder is None:
             raise InvalidInput(_no_encoder(self.profile))
         return self._encoder.seconds(patches)
+
+    def slowdown(self, tokens: int) -> float:
+        return self._overlap.slowdown(tokens)
 
     def prepare_s(self, patches: int) -> float:
         return self._preparation.image_s + patches * self._preparation.patch_s

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import BatchShape
+from tierline.perf.device_sharing import Overlap
 from tierline.perf.serving_profile import ServingProfile
 
 PARTS = ("iteration", "prompts", "tokens", "tokens beyond the knee", "pairs", "sequences", "context")
@@ -24,6 +25,7 @@ class LinearTimes:
         assert profile.linear is not None, "a profile with [linear]"
         self.profile = profile
         self._of = profile.linear
+        self._overlap = profile.overlap or Overlap()
 
     # --- sizes
 
@@ -93,6 +95,9 @@ class LinearTimes:
         if not patches:
             return 0.0
         return of.encode_s + sum(each * (of.patch_s + each * of.patch_pair_s) for each in patches)
+
+    def slowdown(self, tokens: int) -> float:
+        return self._overlap.slowdown(tokens)
 
     def prepare_s(self, patches: int) -> float:
         return self.profile.preparation.image_s + patches * self.profile.preparation.patch_s

@@ -83,6 +83,9 @@ class OnlineTimes:
     def encode_s(self, patches: Sequence[int]) -> float:
         return self._times.encode_s(patches)
 
+    def slowdown(self, tokens: int) -> float:
+        return self._times.slowdown(tokens)
+
     def prepare_s(self, patches: int) -> float:
         return self._times.prepare_s(patches)
 

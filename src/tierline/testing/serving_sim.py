@@ -13,6 +13,7 @@ from tierline.core.actions import Action
 from tierline.core.events import Event
 from tierline.core.served_trace import ServedTrace, TracedImage, TracedRequest
 from tierline.core.stage_times import BatchShape, StageTimes
+from tierline.perf.device_sharing import Overlap
 from tierline.runtime.driver import Driver
 from tierline.schedulers.serving import ServingScheduler
 
@@ -35,6 +36,7 @@ class PlainTimes:
     embedding_token_bytes: int = 7_000
     patches_per_token: int = 4
     kv_tokens: int = 100_000
+    overlap: Overlap = field(default_factory=Overlap)
 
     def iteration_s(self, batch: BatchShape) -> float:
         new = sum(tokens * (1 + cached * 1e-5) for tokens, cached in batch.chunks)
@@ -46,6 +48,9 @@ class PlainTimes:
 
     def encode_s(self, patches: Sequence[int]) -> float:
         return self.image + self.patch * sum(patches)
+
+    def slowdown(self, tokens: int) -> float:
+        return self.overlap.slowdown(tokens)
 
     def prepare_s(self, patches: int) -> float:
         return self.prepare

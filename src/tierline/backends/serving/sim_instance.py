@@ -6,7 +6,7 @@ Over 400 lines: iterations, leaps over them and the encoder beside them share th
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from tierline.backends.serving.sim_device import IterationTimer
@@ -53,7 +53,7 @@ from tierline.core.instance_events import (
 from tierline.core.nouns import NS_PER_S
 from tierline.core.served_trace import TracedImage
 from tierline.core.stage_times import BatchShape, StageTimes
-from tierline.perf.device_sharing import Overlap, Work
+from tierline.perf.device_sharing import Work
 from tierline.schedulers.instance import InstanceScheduler
 from tierline.schedulers.instance_images import EVICTED
 
@@ -68,7 +68,6 @@ class DeviceOptions:
 
     encoder: EncoderKind = "overlapped"
     inline_images: int = 1
-    overlap: Overlap = field(default_factory=Overlap)
     progress_ns: int = NS_PER_S
 
 
@@ -392,7 +391,7 @@ class SimInstance:
     def _disturb(self, now_ns: int) -> None:
         """Encoder and iteration are beside each other from now on."""
         assert self._encode is not None
-        slowdown = self._options.overlap.slowdown(self._tokens)
+        slowdown = self._times.slowdown(self._tokens)
         if self._disturbed is None:
             self._disturbed = Work(self._end_ns - now_ns, now_ns)
         self._disturbed.change(now_ns, slowdown)
