@@ -52,6 +52,7 @@ STEPS = (
     Step("throughput", "a 135M shape, 128 in and 64 out", "gpu_serving_steps:throughput", 110, 40),
     Step("moves", "a decoding sequence from one instance to another", "gpu_serving_transfers:moves", 50, 25),
     Step("transfers", "KV and embeddings between arenas", "gpu_serving_transfers:transfers", 40, 20),
+    Step("beside", "images beside decodes and prompts", "gpu_serving_beside:beside", 60, 30),
     Step("large", "throughput of a 3B shape", "gpu_serving_steps:large", 110, 40),
     Step("memory", "the arena's size, and use over many steps", "gpu_serving_steps:memory", 80, 40),
 )

@@ -211,11 +211,27 @@ def memory(found: Record, rows: Sequence[Record]) -> Iterator[str]:
     yield from table(("graphs", "arena GiB", "of what was free", "steps", "most in use GiB", "growth MiB"), lines)
 
 
+def beside(found: Record, rows: Sequence[Record]) -> Iterator[str]:
+    yield (
+        "Images of a made-up vision tower on the encoder lane's stream, iterations on theirs, by turns alone and together; "
+        "how many times slower both are then (root of the two ratios of medians).\n"
+    )
+    lines = [
+        [
+            row["shape"], f"{row['layers']} layers, {row['patches']} patches", f"{row['decodes']}",
+            f"{row['decodes_slowdown']:.2f}", f"{row['chunk_tokens']}", f"{row['prompt_slowdown']:.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    yield from table(("shape", "tower", "decodes", "slower", "prompt of", "slower"), lines)
+
+
 PARTS = (
     ("parity", "The same tokens as Transformers", parity),
     ("throughput", "Throughput, 135M", throughput),
     ("large", "Throughput, 3B", throughput),
     ("moves", "Moving a sequence", moves),
     ("transfers", "Transfers", transfers),
+    ("beside", "Images beside iterations", beside),
     ("memory", "Memory", memory),
 )

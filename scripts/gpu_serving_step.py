@@ -22,7 +22,7 @@ class Lacking(RuntimeError):
 class Settings:
     """`kinds`: checkpoints of the parity step (none = all there are), with so many `requests` each. `batches` of the
     throughput step; `rounds` of each way, alternating. `move_tokens`: sequences that are moved. `steps` of the memory
-    step."""
+    step. `tower`: layers, hidden size and patches of a vision tower, beside iterations of `chunk_tokens`."""
 
     device: str
     kinds: tuple[str, ...]
@@ -40,6 +40,8 @@ class Settings:
     memory_shape: str
     memory_context: int
     kv_bytes: int
+    tower: tuple[int, int, int]
+    chunk_tokens: int
 
     @property
     def torch_device(self) -> torch.device:
@@ -73,6 +75,8 @@ FULL = Settings(
     memory_shape="smollm2-135m",
     memory_context=32768,
     kv_bytes=0,
+    tower=(24, 1024, 4096),
+    chunk_tokens=2048,
 )
 DRY = Settings(
     device="cpu",
@@ -91,6 +95,8 @@ DRY = Settings(
     memory_shape="tiny",
     memory_context=512,
     kv_bytes=1 << 20,
+    tower=(1, 64, 16),
+    chunk_tokens=64,
 )
 
 

@@ -101,6 +101,8 @@ def test_everything_runs_in_tiny_sizes_with_transformers_tokens(main: ModuleType
     assert [row["same"] for row in rows["transfers"] if "same" in row] == [True] * 3
     assert {row["tokens"] for row in rows["moves"]} == {64, 100}
     assert all(row["same_tokens"] and row["rounds"] > 0 and row["gap_ms"] > 0 for row in rows["moves"])
+    (together,) = rows["beside"]
+    assert min(together["decodes_slowdown"], together["prompt_slowdown"]) >= 1
     (memory,) = rows["memory"]
     assert 0 < memory["arena_bytes"] <= 1 << 20
 
@@ -110,6 +112,7 @@ def test_everything_runs_in_tiny_sizes_with_transformers_tokens(main: ModuleType
         "| llama | two instances, moves, cold | ",
         "| tiny | 2 | engine | ",
         "| KV arrived as it was sent | 64 |",
+        "| tiny | 1 layers, 16 patches | 32 | ",
     ):
         assert line in page
     for table in page.split("\n\n"):

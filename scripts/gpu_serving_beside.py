@@ -1,0 +1,75 @@
+"""How much images, on a stream of their own, and iterations slow each other: a step of scripts/gpu_serving.py."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gpu_serving_models as models
+import torch
+from gpu_serving_models import BLOCK_TOKENS, SHAPES, Desk
+from gpu_serving_step import Settings, Tell, need_transformers, synchronize
+from torch import nn
+
+DECODES = 32
+SECONDS = 20.0
+
+
+class Tower:
+    """What an encoder lane wants of a family: here a vision tower whose weights are random, over patches that lie there."""
+
+    def __init__(self, text: Any, layers: int, hidden: int, patches: int, dtype: torch.dtype) -> None:
+        self.config, self.folder, self.embedding = text.config, "", text.embedding
+        device = text.embedding.weight.device
+        layer = nn.TransformerEncoderLayer(
+            hidden, max(1, hidden // 64), 4 * hidden, batch_first=True, norm_first=True, device=device, dtype=dtype
+        )
+        self._layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
+        self._patches = torch.randn(1, patches, hidden, device=device, dtype=dtype)
+
+    def encode(self, pictures: Sequence[Any]) -> list[torch.Tensor]:
+        return [self._layers(self._patches)[0] for _ in pictures]
+
+
+def beside(settings: Settings, tell: Tell) -> None:
+    """Decodes, and prompts as long as an iteration may be beside them, by turns alone and beside images."""
+    from tierline.core.request import Picture
+    from tierline.engine.calibrate_overlap import measure_overlap
+
+    need_transformers()
+    shape, device, (layers, hidden, patches) = settings.shapes[-1], settings.torch_device, settings.tower
+    dtype = torch.bfloat16 if settings.on_gpu else torch.float32
+    chunk, answer = settings.chunk_tokens, settings.output_tokens
+    family: Any = models.random_family(shape, device, dtype)
+    tower: Any = Tower(family, layers, hidden, patches, dtype)
+    blocks = 2 * (DECODES * (2 * answer) + 2 * chunk) // BLOCK_TOKENS + DECODES
+    engine = models.make_engine("beside", family, Desk(), blocks, token_budget=chunk + DECODES)
+    rng = random.Random(0)
+    asked = 0
+
+    def prompt(tokens: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(SHAPES[shape]["vocab_size"]) for _ in range(tokens))
+
+    def iterate(tokens: int) -> float:
+        nonlocal asked
+        asked += 1
+        if not engine.instance.has_step:
+            models.queue(engine, [prompt(answer) for _ in range(DECODES)], answer, f"d{asked}.")
+            engine.instance.step()
+        if tokens > 1:
+            models.queue(engine, [prompt(tokens)], 1, f"p{asked}.")
+        synchronize(device)
+        begun = time.perf_counter()
+        engine.instance.step()
+        return time.perf_counter() - begun
+
+    try:
+        found = measure_overlap(
+            tower, Picture("made up", 1, 1, b"\0\0\0"), iterate, chunk // 2, chunk, time.monotonic() + SECONDS
+        )
+    finally:
+        engine.close()
+    about = {"shape": shape, "decodes": DECODES, "chunk_tokens": chunk, "layers": layers, "patches": patches}
+    tell({**about, "decodes_slowdown": found.slowdown(1), "prompt_slowdown": found.slowdown(chunk)})
