@@ -89,6 +89,9 @@ class Times:
         self.decodes_s, self.encode_s = of.decodes_s, of.encode_s
         self.prepare_s, self.transfer_s = of.prepare_s, of.transfer_s
 
+    def slowdown(self, tokens: int) -> float:
+        return 1.0  # no images
+
 
 @dataclass(frozen=True)
 class Log:

@@ -10,7 +10,7 @@ from typing import Any
 import gpu_serving_models as models
 import torch
 from gpu_serving_models import BLOCK_TOKENS, SHAPES, Desk
-from gpu_serving_step import Settings, Tell, need_transformers, synchronize
+from gpu_serving_step import Settings, Tell, need_transformers
 from torch import nn
 
 DECODES = 32
@@ -34,9 +34,10 @@ class Tower:
 
 
 def beside(settings: Settings, tell: Tell) -> None:
-    """Decodes, and prompts as long as an iteration may be beside them, by turns alone and beside images."""
+    """Decodes, and prompts as long as an iteration may be beside them, by turns alone and beside images. Each iteration
+    draws, so it has been computed when its step returns."""
     from tierline.core.request import Picture
-    from tierline.engine.calibrate_overlap import measure_overlap
+    from tierline.engine.calibrate_overlap import Iteration, measure_overlap
 
     need_transformers()
     shape, device, (layers, hidden, patches) = settings.shapes[-1], settings.torch_device, settings.tower
@@ -52,24 +53,41 @@ def beside(settings: Settings, tell: Tell) -> None:
     def prompt(tokens: int) -> tuple[int, ...]:
         return tuple(rng.randrange(SHAPES[shape]["vocab_size"]) for _ in range(tokens))
 
-    def iterate(tokens: int) -> float:
+    def queue(tokens: int, count: int, output: int) -> None:
         nonlocal asked
         asked += 1
-        if not engine.instance.has_step:
-            models.queue(engine, [prompt(answer) for _ in range(DECODES)], answer, f"d{asked}.")
-            engine.instance.step()
-        if tokens > 1:
-            models.queue(engine, [prompt(tokens)], 1, f"p{asked}.")
-        synchronize(device)
+        models.queue(engine, [prompt(tokens) for _ in range(count)], output, f"q{asked}.")
+        engine.instance.step()  # decided before all of them were there
+
+    def step() -> float:
         begun = time.perf_counter()
         engine.instance.step()
         return time.perf_counter() - begun
 
+    def decodes() -> float:
+        if not engine.instance.has_step:
+            queue(answer, DECODES, answer)
+            engine.instance.step()
+        return step()
+
+    def prompted() -> float:
+        decodes()
+        if not engine.instance.has_step:  # those were the last
+            decodes()
+        queue(chunk, 1, 1)
+        return step()
+
+    ridge = chunk // 2
     try:
         found = measure_overlap(
-            tower, Picture("made up", 1, 1, b"\0\0\0"), iterate, chunk // 2, chunk, time.monotonic() + SECONDS
+            tower,
+            Picture("made up", 1, 1, b"\0\0\0"),
+            Iteration(DECODES, decodes),
+            Iteration(chunk, prompted),
+            ridge,
+            time.monotonic() + SECONDS,
         )
     finally:
         engine.close()
     about = {"shape": shape, "decodes": DECODES, "chunk_tokens": chunk, "layers": layers, "patches": patches}
-    tell({**about, "decodes_slowdown": found.slowdown(1), "prompt_slowdown": found.slowdown(chunk)})
+    tell({**about, "decodes_slowdown": found.slowdown(DECODES), "prompt_slowdown": found.slowdown(chunk)})

@@ -144,7 +144,7 @@ def make_engine(
         made = DecodeGraphs(family.backbone, arena, scratch=blocks, record=None if weight.is_cuda else run_again)
         runner.use_graphs(made)
     scheduler = InstanceScheduler(name, limits, make_batching("sarathi"))
-    lane = EncoderLane(family, lambda: None, device=weight.device)
+    lane = EncoderLane(family, lambda: None)
     instance = Instance(name, scheduler, runner, arena, lane, embeddings, DeskPort(name, desk))
     return Engine(instance, arena, desk, made)
 

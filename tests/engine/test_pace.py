@@ -345,6 +345,7 @@ class Family:
     """Embeddings at once; no layout, as of a model without one."""
 
     takes_images = False
+    embedding = torch.nn.Embedding(1, 1)
 
     class config:  # noqa: N801
         model_type = "llama"

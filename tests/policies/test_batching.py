@@ -125,6 +125,9 @@ class LinearTimes:
     def encode_s(self, patches):
         return 0.0
 
+    def slowdown(self, tokens):
+        return 1.0
+
     def prepare_s(self, patches):
         return 0.0
 

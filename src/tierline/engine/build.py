@@ -70,7 +70,7 @@ def build(settings: InstanceSettings, port: Port, wake: Callable[[], None]) -> B
             times.encode_s((1,))  # raises where nothing is known of an encoder
         pace = PacedDevice(times, prepares=settings.encoder == "blocking")
         port = PacedPort(port, times, runner.embedding_weight.shape[-1] * dtype.itemsize)
-    lane = EncoderLane(family, wake, pace, device)
+    lane = EncoderLane(family, wake, pace, beside=settings.encoder == "overlapped")
     instance = Instance(
         settings.name, scheduler, runner, arena, lane, embeddings, port, pace, observed, settings.encoder, rates
     )

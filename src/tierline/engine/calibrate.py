@@ -27,7 +27,7 @@ from tierline.core.instance_events import InstanceEvent, RequestCancelled, Reque
 from tierline.core.request import Picture, Request, Sampling, TokenLogprob
 from tierline.engine import wire
 from tierline.engine.build import Built, build, device_label
-from tierline.engine.calibrate_overlap import measure_overlap
+from tierline.engine.calibrate_overlap import Iteration, measure_overlap
 from tierline.engine.families import image_layout_of
 from tierline.engine.families.text import TextFamily
 from tierline.engine.instance import Payload
@@ -57,10 +57,13 @@ DECODE_STEPS = 4  # measured of each scene's decodes alone
 HELD_OUT = 5  # every so manieth scene is not fitted to, but predicted
 ENOUGH_ITERATIONS, MOST_ITERATIONS = 40, 6000
 IMAGE_SHARE = 0.25  # of the time,
-OVERLAP_SHARE = 0.1  # and of that again for images beside iterations
+OVERLAP_SHARE = 0.1  # and again for images beside iterations
+OVERLAP_SIDE, OVERLAP_DECODES, OVERLAP_CONTEXT = 672, 16, 128
+ITERATED = 0.95  # of all that is to be done, when only transfers are left
 SIDES = (112, 224, 336, 448, 672, 896)  # of pictures, in pixels
 MOST_IMAGES = 40
 COPIES = 5
+NEVER = float("inf")
 
 Report = Callable[[float, str], None]
 
@@ -121,28 +124,36 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         built = build(settings, port, lambda: None)
         ends.callback(built.instance.close)
         takes_images = built.family.takes_images
-        until = time.monotonic() + options.seconds * (1 - (IMAGE_SHARE + OVERLAP_SHARE) * takes_images)
+        part = 1 - (IMAGE_SHARE + OVERLAP_SHARE) * takes_images
+        until = time.monotonic() + options.seconds * part
         scenes = _Scenes(built, port, options.seed)
         number = 0
         while scenes.count < MOST_ITERATIONS and (time.monotonic() < until or len(scenes.fitted) < ENOUGH_ITERATIONS):
             enough = len(scenes.fitted) >= ENOUGH_ITERATIONS  # on a busy machine that comes before the clock
             scenes.run(until if enough else float("inf"), held_out=number % HELD_OUT == HELD_OUT - 1, warm=number > 0)
             number += 1
-            share = 1 - max(0.0, until - time.monotonic()) / options.seconds
-            report(min(0.95, share), f"iterations: {scenes.count} measured")
-        report(0.95 - IMAGE_SHARE * takes_images, "images")
+            share = part - max(0.0, until - time.monotonic()) / options.seconds
+            report(ITERATED * share, f"iterations: {scenes.count} measured")
+        report(ITERATED * part, "images")
         images, preparation = _images(built.family, options.seconds * IMAGE_SHARE, report) if takes_images else ([], [])
         held_out = len(images) // HELD_OUT
         fitted, checked = images[: len(images) - held_out], images[len(images) - held_out :]
         linear = fit_linear(scenes.fitted, fitted)
         overlap = None
         if takes_images:
-            report(0.95, "images beside iterations")
-            until = time.monotonic() + options.seconds * OVERLAP_SHARE
+            share = ITERATED * (1 - OVERLAP_SHARE)
+            report(share, "images beside iterations")
+            ridge = tipping_tokens(linear)
             overlap = measure_overlap(
-                built.family, _picture(SIDES[2]), scenes.one, tipping_tokens(linear), scenes.longest, until
+                built.family,
+                _picture(OVERLAP_SIDE),
+                scenes.decodes(OVERLAP_DECODES),
+                scenes.prompt(2 * ridge),  # bound by arithmetic alone
+                ridge,
+                time.monotonic() + options.seconds * OVERLAP_SHARE,
+                lambda turns: report(share, f"images beside iterations: {turns} turns"),
             )
-        report(0.98, "transfers")
+        report(ITERATED, "transfers")
         transfer = _transfers(built)
     limits, kv = built.limits, built.arena
     profile = ServingProfile(
@@ -206,11 +217,9 @@ class _Scenes:
 
     def run(self, until: float, held_out: bool, warm: bool) -> None:
         """One scene, cut short at `until`; kept if `warm`."""
-        limits, rng, longest = self._built.limits, self._rng, self.longest
+        rng, longest = self._rng, self.longest
         context = round(float(np.exp(rng.uniform(0, np.log(longest)))))
-        room = limits.blocks * limits.block_tokens // (2 * (context + OUTPUT_TOKENS + limits.block_tokens))
-        most = max(1, min(MOST_DECODES, limits.sequence_limit - 1, room))
-        decodes = round(float(np.exp(rng.uniform(0, np.log(most))))) if rng.random() < 0.8 else 0
+        decodes = round(float(np.exp(rng.uniform(0, np.log(self._room(context)))))) if rng.random() < 0.8 else 0
         into = (self.held_out if held_out else self.fitted) if warm else []
         for _ in range(decodes):
             self._ask(max(1, int(context * rng.uniform(0.7, 1.3))), OUTPUT_TOKENS)
@@ -232,21 +241,43 @@ class _Scenes:
         """Tokens of a prompt, or of the context of a decode."""
         return max(1, min(LONGEST_CONTEXT, self._built.limits.context_tokens - 2 * OUTPUT_TOKENS))
 
-    def one(self, tokens: int) -> float:
-        """Seconds of an iteration of a sequence that decodes (1), or of those of a prompt of so many tokens."""
-        never = float("inf")
-        if tokens > 1:
+    def decodes(self, most: int) -> Iteration:
+        """Of so many sequences that decode, or as many as there is room for."""
+        context = min(OVERLAP_CONTEXT, self.longest)
+        count = min(most, self._room(context))
+
+        def run() -> float:
+            if self._built.instance.due is None:
+                for _ in range(count):
+                    self._ask(context, OUTPUT_TOKENS)
+                while self._waiting():
+                    self._step(NEVER, [])
+            return self._seconds()
+
+        return Iteration(count, run)
+
+    def prompt(self, tokens: int) -> Iteration:
+        """Of a prompt of so many tokens, or as many as an iteration may have."""
+        tokens = min(tokens, self.longest, self._built.limits.token_budget)
+
+        def run() -> float:
             self._end()
             self._ask(tokens, 1)
-        elif self._built.instance.due is None:
-            self._ask(1, OUTPUT_TOKENS)
-            while self._waiting():
-                self._step(never, [])
+            return self._seconds()
+
+        return Iteration(tokens, run)
+
+    def _seconds(self) -> float:
+        """Of an iteration that is due."""
         into: list[Measured] = []
-        self._step(never, into)
-        while tokens > 1 and self._waiting():
-            self._step(never, into)
-        return sum(each.seconds for each in into)
+        self._step(NEVER, into)
+        return into[0].seconds
+
+    def _room(self, context: int) -> int:
+        """Sequences of so much context that may decode at a time, a prompt as long beside them."""
+        limits = self._built.limits
+        room = limits.blocks * limits.block_tokens // (2 * (context + OUTPUT_TOKENS + limits.block_tokens))
+        return max(1, min(MOST_DECODES, limits.sequence_limit - 1, room))
 
     def _end(self) -> None:
         """Nothing runs any more."""
@@ -315,7 +346,8 @@ def _images(family: TextFamily, seconds: float, report: Report) -> tuple[list[Me
         files.append((float(patches), time.perf_counter() - begun))
         if time.monotonic() > until and len(found) >= len(SIDES):
             break
-        report(0.95 - IMAGE_SHARE * max(0.0, until - time.monotonic()) / seconds, f"images: {len(found)} measured")
+        left = max(0.0, until - time.monotonic()) / seconds
+        report(ITERATED * (1 - OVERLAP_SHARE - IMAGE_SHARE * left), f"images: {len(found)} measured")
     if len({patches for patches, _ in files}) < 3:
         return found, [float(np.median([taken for _, taken in files])), 0.0]
     return found, list(_line(files))

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from statistics import median
 
 from tierline.core.errors import InvalidInput
@@ -16,43 +16,59 @@ from tierline.engine.families.text import TextFamily
 from tierline.perf.device_sharing import Overlap
 
 ITERATIONS, IMAGES = 10, 2  # of a turn
+FEWEST = 3  # iterations alone, where the time is over
 MOST_TURNS = 20
-MANY = 2  # times the tipping point, where a device has arithmetic to spare for nothing else
 
-Iterate = Callable[[int], float]
-"""Runs an iteration of so many new tokens (1 = a decode) and returns its seconds."""
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One of so many new tokens; `run` runs it and returns its seconds."""
+
+    tokens: int
+    run: Callable[[], float]
 
 
 def measure_overlap(
-    family: TextFamily, picture: Picture, iterate: Iterate, tipping_tokens: int, most_tokens: int, until: float
+    family: TextFamily,
+    picture: Picture,
+    decodes: Iteration,
+    prompt: Iteration,
+    ridge_tokens: int,
+    until: float,
+    report: Callable[[int], None] = lambda turns: None,
 ) -> Overlap:
-    """`perf.device_sharing.Overlap` of what `iterate` runs and this picture; a turn at least, and no more after `until`
-    (monotonic seconds). `most_tokens`: of an iteration. Raises `InvalidInput` where the picture cannot be encoded."""
+    """`perf.device_sharing.Overlap` of what `decodes` and `prompt` run and this picture; a turn at least, and none is begun
+    after `until` (monotonic seconds). `report` is told the number of turns. Raises `InvalidInput` where the picture cannot be
+    encoded."""
     images = _Images(family, picture)
-    many = max(1, min(MANY * tipping_tokens, most_tokens))
     alone: list[float] = []
-    turns: dict[int, list[tuple[float, float]]] = {tokens: [] for tokens in (1, many)}
+    turns: dict[Iteration, list[tuple[float, float]]] = {decodes: [], prompt: []}
     try:
         images.one()  # warms up
-        for _ in range(MOST_TURNS):
+        for number in range(MOST_TURNS):
             alone += [images.one() for _ in range(IMAGES)]
-            for tokens, found in turns.items():
-                by_itself_s = median([iterate(tokens) for _ in range(ITERATIONS)])
-                beside, slowed = images.beside(partial(iterate, tokens), IMAGES)
-                found.append((median(beside) / by_itself_s, median(slowed)))
+            for iteration, found in turns.items():
+                by_itself: list[float] = []
+                while len(by_itself) < (ITERATIONS if time.monotonic() < until else FEWEST):
+                    by_itself.append(iteration.run())
+                beside, slowed = images.beside(iteration.run, IMAGES)
+                found.append((median(beside) / median(by_itself), median(slowed)))
+            report(number + 1)
             if time.monotonic() > until:
                 break
     finally:
         images.close()
-    image_s = median(alone)
+    image_s, ridge = median(alone), max(2.0, float(ridge_tokens))
 
-    def slowdown(tokens: int) -> float:
+    def slowdown(iteration: Iteration) -> float:
         """Of both: the model has them slow each other alike."""
-        iterations, slowed = zip(*turns[tokens], strict=True)
+        iterations, slowed = zip(*turns[iteration], strict=True)
         return max(1.0, math.sqrt(median(iterations) * median(slowed) / image_s))
 
     return Overlap(
-        float(max(1, tipping_tokens)), encoder_arithmetic=slowdown(many) - 1, encoder_bandwidth=slowdown(1) - 1
+        ridge,
+        encoder_arithmetic=max(0.0, slowdown(prompt) - min(1.0, prompt.tokens / ridge)),
+        encoder_bandwidth=max(0.0, slowdown(decodes) - min(1.0, ridge / decodes.tokens)),
     )
 
 
@@ -60,7 +76,7 @@ class _Images:
     """The same picture again and again, through a lane."""
 
     def __init__(self, family: TextFamily, picture: Picture) -> None:
-        self._lane = EncoderLane(family, self._done, device=family.embedding.weight.device)
+        self._lane = EncoderLane(family, self._done)
         self._picture = picture
         self._goes_on = False  # each is followed by another at once
         self._idle = threading.Event()

@@ -39,17 +39,18 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._side: Any = None  # one for all: PyTorch has 32 streams, and gives them out again
 
     def __call__(self, step: Step, device: torch.device) -> Step:
         with torch.cuda.device(device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
+                self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(self._side):
                 for _ in range(WARM_UPS):
                     step()
-            torch.cuda.current_stream(device).wait_stream(side)
+            torch.cuda.current_stream(device).wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
             # Other threads, such as the encoder's, may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

@@ -1,7 +1,7 @@
 """The encoder lane: images are preprocessed and encoded in a thread of their own, beside the iterations.
 
-PyTorch and PIL let go of the interpreter while they compute, and a GPU has a stream for images alone, so an iteration never
-waits for an image, unless the instance wants that (`core/encoder_kind.py`).
+PyTorch and PIL let go of the interpreter while they compute, and a GPU has a stream for images alone, so an iteration does
+not queue behind an image, unless the instance wants that (`core/encoder_kind.py`); it shares the device with it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class Encoded:
 
 class EncoderLane:
     """`wake` is called from the lane's thread whenever `take` has something new. `pace`: of the device that is played.
-    `device`: where the model is, for a stream there if it is a GPU."""
+    `beside`: images may be computed while iterations are; else what was begun before them on the device ends first."""
 
     def __init__(
         self,
         family: TextFamily,
         wake: Callable[[], None],
         pace: PacedDevice | None = None,
-        device: torch.device | None = None,
+        *,
+        beside: bool = True,
     ) -> None:
         self._family = family
         self._pace = pace
@@ -48,9 +49,11 @@ class EncoderLane:
         self._done: queue.SimpleQueue[Encoded] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._stream: torch.cuda.Stream | None = None
-        if device is not None and device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # which is loading the weights
+        device = family.embedding.weight.device
+        if device.type == "cuda":
+            iterations = torch.cuda.default_stream(device)
+            self._stream = torch.cuda.Stream(device) if beside else iterations  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(iterations)  # the weights are loaded there
 
     def submit(self, picture: Picture) -> None:
         self._thread.submit(self._encode, picture)
@@ -74,6 +77,8 @@ class EncoderLane:
         try:
             if self._pace is not None:
                 self._pace.begin_image(self._places(picture) or 0)
+            if self._stream is not None:
+                self._stream.synchronize()  # an iteration of which nothing was drawn may still be computed there
             begun = time.perf_counter()
             embeddings = self._embeddings(picture)
             self._check(picture, len(embeddings))
@@ -91,10 +96,9 @@ class EncoderLane:
                 return self._family.encode([picture])[0].contiguous()
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             found = self._family.encode([picture])[0].contiguous()
-        self._stream.synchronize()  # whoever is told of them may read them
-        found.record_stream(
-            torch.cuda.default_stream(found.device)
-        )  # there; their memory is nobody else's until it has
+        self._stream.synchronize()
+        # Iterations read it on their stream: its memory goes to no other image before they have.
+        found.record_stream(torch.cuda.default_stream(found.device))
         return found
 
     def _check(self, picture: Picture, made: int) -> None:

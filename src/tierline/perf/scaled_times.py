@@ -62,6 +62,7 @@ class ScaledTimes:
         return self._stretch * self._times.encode_s([each * self._positions for each in patches])
 
     def slowdown(self, tokens: int) -> float:
+        """Of so many tokens as are played, whatever they stand for: whether of prompts or decodes is not known."""
         return self._times.slowdown(tokens)
 
     def prepare_s(self, patches: int) -> float:

@@ -141,7 +141,7 @@ class Cluster:
         scheduler = self.make_scheduler(name, limits, policy, roles)
         embeddings: dict[str, torch.Tensor] = {}
         self._encoded[name] = threading.Semaphore(0)
-        lane = EncoderLane(family, self._encoded[name].release, device=weight.device)
+        lane = EncoderLane(family, self._encoded[name].release)
         runner = ModelRunner(family, arena, ends, embeddings)
         self.witness.arenas[name] = arena
         self.schedulers[name] = scheduler
