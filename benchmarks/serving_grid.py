@@ -102,13 +102,16 @@ def side() -> tuple[str, ...]:
 
 
 def static_splits(instances: int) -> tuple[str, ...]:
-    """Every split into E, P and D, and into EP and D; and into a text group P and D and a multimodal one E, P and D."""
+    """Every split into E, P and D, and into two kinds of instances that do all stages between them and share prefill (EP and
+    D, EP and EPD, E and PD, EP and PD); and into a text group P and D and a multimodal one E, P and D."""
     found = []
     for encode in range(1, instances - 1):
         for prefill in range(1, instances - encode):
             found.append(f"static:{encode}E{prefill}P{instances - encode - prefill}D")
     found += [f"static:{prompts}EP{instances - prompts}D" for prompts in range(1, instances)]
     found += [f"static:{prompts}EP{instances - prompts}EPD" for prompts in range(1, instances)]
+    found += [f"static:{encode}E{instances - encode}PD" for encode in range(1, instances)]
+    found += [f"static:{prompts}EP{instances - prompts}PD" for prompts in range(1, instances)]
     for text in range(2, instances - 2):
         for p in range(1, text):
             for e in range(1, instances - text - 1):

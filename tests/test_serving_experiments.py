@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from importlib import resources
 
 import pytest
 
@@ -18,6 +19,7 @@ from tierline.serving_experiments import ServingExperiment, ServingSetup
 SOURCE = "synthetic?mm_share=0.5&repeat=0.3&rate=60&seconds=2"
 SETUP = ServingSetup(instances=8, slo=Slo.parse("ttft=300ms,tpot=12ms"))
 SMALL = ServingExperiment(SOURCE, ("coupled", "static:2E2P4D"), SETUP, seeds=2)
+PROFILES = resources.files("tierline.perf") / "profiles"
 
 
 def test_every_policy_gets_the_same_requests_and_all_are_answered():
@@ -154,6 +156,14 @@ def test_the_command_lets_instances_sleep(capsys):
         (["--policy", "coupled,emp", "--events", "x"], "--events records one run"),
         (["--json", "no/such/folder/x.json"], "folder does not exist"),
         (["--max-instances", "4"], "1 to 4 instances, 8 at the start"),
+        (
+            ["--profile", f"{PROFILES}/l40s-qwen2.5-vl-7b.toml", "--device", "h100"],
+            "is of device 'l40s', and device 'h100' is used",
+        ),
+        (
+            ["--profile", f"{PROFILES}/h100-llama-3.1-8b.toml", "--model", "Qwen2.5-VL-7B"],
+            "is of model 'Llama-3.1-8B', and model",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):

@@ -110,3 +110,11 @@ def test_options_reach_the_server(tierline: Tierline, tmp_path: Path) -> None:
     assert isinstance(front, dict)
     assert (front["api_keys"], front["requests_per_minute"]) == (["k1", "k2"], 60)
     assert front["images"] == {"remote": True, "hosts": ["images.example"]}
+
+
+def test_the_help_names_every_policy_there_is(tierline: Tierline) -> None:
+    from tierline.policies import batching, routing
+
+    told = " ".join(tierline("serve", "--help").out.replace("│", " ").split())
+    for name in (*batching.POLICIES, *routing.POLICIES):
+        assert name in told

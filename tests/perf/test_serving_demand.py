@@ -52,7 +52,7 @@ def test_rates_are_those_of_the_device():
     assert rates.image_s(100) == rates.encode_s(300)
     assert rates.encode_s(0) == rates.decode_s(0, 0) == 0
     assert rates.move_s(1000) == pytest.approx(1e-3 + 1e-3)
-    assert 512 <= rates.tipping_tokens <= 1024 == tipping_point(LinearDevice())
+    assert rates.tipping_tokens == tipping_point(LinearDevice()) == 1000
 
 
 def test_what_is_cached_is_not_computed_and_a_later_part_costs_more():

@@ -198,6 +198,8 @@ def test_figures_of_an_h100_are_those_that_are_known() -> None:
     prefill = times.iteration_s(BatchShape(chunks=((4096, 0),)))
     assert 4096 * 13e9 / 989e12 < prefill < 2 * 4096 * 13e9 / 989e12
     assert 150 < times.profile.advice.tipping_tokens < 400
+    rates = StageRates.of(times)  # of curves that are thinned
+    assert times.profile.advice.tipping_tokens == pytest.approx(rates.tipping_tokens, rel=0.03)
     assert times.kv_token_bytes == 57344
 
 

@@ -38,8 +38,10 @@ def serve(
     served_name: Annotated[str, typer.Option(metavar="NAME", help="The model's name for clients.")] = "",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto (bf16), bf16, fp16 or fp32.")] = "auto",
-    batching: Annotated[str, typer.Option(metavar="POLICY", help="sarathi or fcfs.")] = "sarathi",
-    routing: Annotated[str, typer.Option(metavar="POLICY", help="least_loaded or round_robin.")] = "least_loaded",
+    batching: Annotated[str, typer.Option(metavar="POLICY", help="sarathi, fcfs or slo_chunk.")] = "sarathi",
+    routing: Annotated[
+        str, typer.Option(metavar="POLICY", help="least_loaded, round_robin, prefix_affinity, emp or late_binding.")
+    ] = "least_loaded",
     context: Annotated[int, typer.Option(metavar="TOKENS", help="Prompt and output together; 0 = the model's.")] = 0,
     kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="KV arena of each instance, as in 512M.")] = "",
     image_cache: Annotated[str, typer.Option(metavar="SIZE", help="Image embeddings kept by each instance.")] = "256M",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tierline.serving_experiments import ServingExperiment, ServingRun
 
+MODEL, DEVICE = "Qwen2.5-VL-7B", "h100"
 COLUMNS = (
     "POLICY",
     "GOODPUT/s",
@@ -60,10 +61,21 @@ def serving(
             metavar="N", min=0, help="Instances start, sleep, wake and stop between the two. [default: none does]"
         ),
     ] = 0,
-    model: Annotated[str, typer.Option(metavar="NAME", help="As in the profiles of stage times.")] = "Qwen2.5-VL-7B",
-    device: Annotated[str, typer.Option(metavar="h100|h200|l40s|a100", help="What instances run on.")] = "h100",
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help=f"As in the profiles of stage times. [default: {MODEL}, or the profile's]"),
+    ] = "",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="h100|h200|l40s|a100", help=f"What instances run on. [default: {DEVICE}, or the profile's]"
+        ),
+    ] = "",
     profile: Annotated[
-        str, typer.Option(metavar="FILE.toml", help="Instead of --device: a calibrated profile of --model.")
+        str,
+        typer.Option(
+            metavar="FILE.toml", help="A calibrated profile; refused if it is of another --model or --device."
+        ),
     ] = "",
     rate: Annotated[
         str, typer.Option(metavar="R[,R…]", help="Requests/s, all devices together; 0 = as the workload says.")
@@ -92,13 +104,16 @@ def serving(
     """
     from tierline import serving_experiments as experiments
     from tierline.core.slo import Slo
+    from tierline.perf.device_times import profile_named
 
+    if profile:
+        profile_named(profile).check(model, device)
     simulated.check_folders(json_file, plot)
     experiment = experiments.ServingExperiment(
         source=workload,
         policies=experiments.parse_presets(policy),
         setup=experiments.ServingSetup(
-            times=profile or f"{device}:{model}",
+            times=profile or f"{device or DEVICE}:{model or MODEL}",
             instances=instances,
             min_instances=min_instances,
             max_instances=max_instances,

@@ -41,7 +41,6 @@ from tierline.perf.serving_profile import (
     FORMAT,
     Advice,
     Fit,
-    Linear,
     Memory,
     Overhead,
     Preparation,
@@ -59,7 +58,7 @@ ENOUGH_ITERATIONS, MOST_ITERATIONS = 40, 6000
 IMAGE_SHARE = 0.25  # of the time,
 OVERLAP_SHARE = 0.1  # and again for images beside iterations
 OVERLAP_SIDE, OVERLAP_DECODES, OVERLAP_CONTEXT = 672, 16, 128
-ITERATED = 0.95  # of all that is to be done, when only transfers are left
+ITERATED = 0.95  # of all that is to be done, when only images beside iterations are left
 SIDES = (112, 224, 336, 448, 672, 896)  # of pictures, in pixels
 MOST_IMAGES = 40
 COPIES = 5
@@ -139,58 +138,48 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         held_out = len(images) // HELD_OUT
         fitted, checked = images[: len(images) - held_out], images[len(images) - held_out :]
         linear = fit_linear(scenes.fitted, fitted)
+        report(ITERATED * (1 - OVERLAP_SHARE * takes_images), "transfers")
+        limits, kv = built.limits, built.arena
+        profile = ServingProfile(
+            format=FORMAT,
+            device=device_label(settings.device),
+            model=model,
+            source=f"measured by tierline calibrate serving: {settings.dtype}, {settings.threads} threads, PyTorch "
+            f"{torch.__version__}, {scenes.count} iterations, {len(images)} images",
+            licence="",
+            memory=Memory(
+                weights_bytes=built.weights_bytes,
+                kv_tokens=limits.blocks * limits.block_tokens,
+                kv_token_bytes=2 * kv.keys[:, :, 0, 0].numel() * kv.keys.element_size(),
+                embedding_token_bytes=built.family.embedding.weight.shape[-1] * kv.keys.element_size(),
+            ),
+            transfer=_transfers(built),
+            preparation=Preparation(*preparation) if preparation else Preparation(),
+            overhead=Overhead(),  # what was measured has it in it
+            advice=Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, ""),
+            fit=Fit(0, 0.0, 0.0),
+            linear=linear,
+            patches_per_token=patches_per_token(built.family.config.to_dict()),
+        )
+        times = times_of(profile)
+        advice = advise(times, profile.patches_per_token if takes_images else 0)
         overlap = None
         if takes_images:
-            share = ITERATED * (1 - OVERLAP_SHARE)
-            report(share, "images beside iterations")
-            ridge = tipping_tokens(linear)
+            report(ITERATED, "images beside iterations")
             overlap = measure_overlap(
                 built.family,
                 _picture(OVERLAP_SIDE),
                 scenes.decodes(OVERLAP_DECODES),
-                scenes.prompt(2 * ridge),  # bound by arithmetic alone
-                ridge,
+                scenes.prompt(2 * advice.tipping_tokens),  # bound by arithmetic alone
+                advice.tipping_tokens,
                 time.monotonic() + options.seconds * OVERLAP_SHARE,
-                lambda turns: report(share, f"images beside iterations: {turns} turns"),
+                lambda turns: report(ITERATED, f"images beside iterations: {turns} turns"),
             )
-        report(ITERATED, "transfers")
-        transfer = _transfers(built)
-    limits, kv = built.limits, built.arena
-    profile = ServingProfile(
-        format=FORMAT,
-        device=device_label(settings.device),
-        model=model,
-        source=f"measured by tierline calibrate serving: {settings.dtype}, {settings.threads} threads, PyTorch "
-        f"{torch.__version__}, {scenes.count} iterations, {len(images)} images",
-        licence="",
-        memory=Memory(
-            weights_bytes=built.weights_bytes,
-            kv_tokens=limits.blocks * limits.block_tokens,
-            kv_token_bytes=2 * kv.keys[:, :, 0, 0].numel() * kv.keys.element_size(),
-            embedding_token_bytes=built.family.embedding.weight.shape[-1] * kv.keys.element_size(),
-        ),
-        transfer=transfer,
-        preparation=Preparation(*preparation) if preparation else Preparation(),
-        overhead=Overhead(),  # what was measured has it in it
-        advice=Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, ""),
-        fit=Fit(0, 0.0, 0.0),
-        linear=linear,
-        patches_per_token=patches_per_token(built.family.config.to_dict()),
-        overlap=overlap,
-    )
-    times = times_of(profile)
     errors = [abs(times.iteration_s(each.batch) / each.seconds - 1) for each in scenes.held_out]
     image_errors = [abs(times.encode_s((each.patches,)) / each.seconds - 1) for each in checked]
     fit = Fit(len(errors), *_spread(errors), len(image_errors), *_spread(image_errors))
-    advice = advise(times, tipping_tokens(linear), profile.patches_per_token if takes_images else 0)
     report(1.0, "done")
-    return replace(profile, fit=fit, advice=advice)
-
-
-def tipping_tokens(linear: Linear) -> int:
-    """Tokens whose own time is as long as what an iteration takes in any case."""
-    each = linear.token_s + linear.token_beyond_s
-    return max(1, round(linear.iteration_s / each)) if each > 0 else max(1, linear.knee_tokens)
+    return replace(profile, fit=fit, advice=advice, overlap=overlap)
 
 
 def _spread(errors: Sequence[float]) -> tuple[float, float]:

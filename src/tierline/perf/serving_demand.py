@@ -20,6 +20,7 @@ from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
 
 PROBE_TOKENS = 2048  # a chunk large enough that the matrix products are bound by arithmetic
 PROBE_DECODES = 64
+TIPPING_PROMPT = 64
 PROBE_CONTEXT = 1024
 PRIOR_TOKENS = 200.0  # of an answer, before any has ended; a middling chat answer in ServeGen and Azure traces
 PRIOR_ANSWERS = 16  # that many of that length stand beside those seen, where these have no end to show
@@ -108,20 +109,18 @@ class StageRates:
         return self.transfer_base_s + self.transfer_byte_s * self.kv_token_bytes * context_tokens
 
 
-def tipping_point(times: StageTimes, most: int = 8192) -> int:
-    """Tokens of a prefill iteration beyond which it is bound by arithmetic and more tokens only make it longer.
+def tipping_point(times: StageTimes) -> int:
+    """Tokens at which an iteration turns from memory-bound to compute-bound: what the tokens take by themselves is as long as
+    what any iteration takes (ElasticMM's and LoongServe's tipping point, which they profile offline).
 
-    `min { n : T(2n) - T(n) >= 0.9 n T(most) / most }` over powers of two: from there on twice the tokens cost nearly what
-    they cost in an iteration of `most` (ElasticMM's and LoongServe's tipping point, which they profile offline).
+    `T(1) / m`, `m = (T(2 n) - T(n)) / n` of prompts of `TIPPING_PROMPT` tokens, too short for attention to count. At least 1.
     """
-    rate = times.iteration_s(BatchShape(chunks=((most, 0),))) / most
-    tokens = 16
-    while tokens < most:
-        more = times.iteration_s(BatchShape(chunks=((tokens, 0), (tokens, 0))))
-        if more - times.iteration_s(BatchShape(chunks=((tokens, 0),))) >= 0.9 * tokens * rate:
-            break
-        tokens *= 2
-    return tokens
+
+    def prompts_s(tokens: int) -> float:
+        return times.iteration_s(BatchShape(chunks=((TIPPING_PROMPT, 0),) * (tokens // TIPPING_PROMPT)))
+
+    each = (prompts_s(2 * PROBE_TOKENS) - prompts_s(PROBE_TOKENS)) / PROBE_TOKENS
+    return max(1, round(times.iteration_s(BatchShape(chunks=((1, 0),))) / each)) if each > 0 else PROBE_TOKENS
 
 
 def decode_demand_s(

@@ -11,6 +11,7 @@ from tierline.core.errors import InvalidInput
 from tierline.core.stage_times import PATCHES_PER_TOKEN, BatchShape, StageTimes
 from tierline.perf.model_shapes import ModelShape
 from tierline.perf.operator_tables import OperatorTables
+from tierline.perf.serving_demand import tipping_point
 from tierline.perf.serving_devices import ServingDevice
 from tierline.perf.serving_profile import (
     FORMAT,
@@ -74,20 +75,11 @@ def table_profile(
     exact = OperatorTimes(profile(operators_of(tables, device, shape), unknown, Fit(0, 0.0, 0.0)))
     thinned = OperatorTimes(profile(operators, unknown, Fit(0, 0.0, 0.0)))
     merge = shape.vision.merge if shape.vision else 0
-    advice = advise(exact, tipping_tokens(operators), merge)
+    advice = advise(exact, merge)
     return profile(operators, advice, _difference(exact, thinned, images=merge > 0) if tolerance else Fit(0, 0.0, 0.0))
 
 
-def tipping_tokens(operators: Operators) -> int:
-    """Tokens at which matrix products, if each piece of work went at the full rate, take as long as reading the weights:
-    `seconds(1) / (slope of large batches)`."""
-    sizes, seconds = np.array(operators.matrices.sizes), np.array(operators.matrices.seconds)
-    large = sizes >= min(1024.0, sizes[-2])
-    slope = float(np.polyfit(sizes[large], seconds[large], 1)[0])
-    return max(1, round(float(seconds[0]) / slope))
-
-
-def advise(times: StageTimes, tipping: int, merge: int) -> Advice:
+def advise(times: StageTimes, merge: int) -> Advice:
     """What follows from stage times. The split is that of an instance's time when half of the requests show one image of
     `MIX_PATCHES` patches (`merge` of them a position; 0 = the model takes none), each has `MIX_TEXT` tokens of text and
     `MIX_OUTPUT` of output, and decodes run `MIX_BATCH` at a time."""
@@ -103,7 +95,7 @@ def advise(times: StageTimes, tipping: int, merge: int) -> Advice:
     if merge:
         mix += f", half of the requests with one image of {MIX_PATCHES} patches"
     return Advice(
-        tipping_tokens=tipping,
+        tipping_tokens=tipping_point(times),
         decode_tpot_s=DECODE_SLOWDOWN * lone,
         decode_kv_share=DECODE_KV_SHARE,
         encode_share=encode / total,

@@ -39,17 +39,27 @@ def moving_cost(movers: DecodesOf, rates: StageRates) -> float:
     return sum(weight * rates.move_s(each.context_tokens) / each.remaining_tokens for each, weight in movers)
 
 
-def slowdown(decodes: DecodesOf, devices: int, fewer: int, horizon_s: float, rates: StageRates) -> float:
-    """`sum_{r in B_d} w_r H dTPOT(r) / TPOT(r) / r.remaining`: in H each makes H / TPOT tokens, each dTPOT later, where
-    `TPOT = T(B_d / E_d)` of the batch spread evenly over `devices` and dTPOT is its growth on `fewer`. Negative where these
-    are more."""
-    if not decodes:
-        return 0.0
+def tpot_s(decodes: DecodesOf, devices: int, rates: StageRates) -> float:
+    """`TPOT = T(B_d / E_d)` of the batch spread evenly over `devices`."""
     sequences = sum(weight for _, weight in decodes)
     context = sum(weight * each.context_tokens for each, weight in decodes)
-    tpot_s = rates.decode_s(sequences / devices, context / devices)
-    later_s = rates.decode_s(sequences / fewer, context / fewer) - tpot_s
-    return sum(weight * horizon_s * later_s / tpot_s / each.remaining_tokens for each, weight in decodes)
+    return rates.decode_s(sequences / devices, context / devices)
+
+
+def slowdown(decodes: DecodesOf, devices: int, fewer: int, horizon_s: float, rates: StageRates) -> float:
+    """`sum_{r in B_d} w_r H dTPOT(r) / TPOT(r) / r.remaining`: in H each makes H / TPOT tokens, each
+    `dTPOT = TPOT(fewer) - TPOT(devices)` later. Negative where these are more."""
+    if not decodes:
+        return 0.0
+    now_s = tpot_s(decodes, devices, rates)
+    later_s = tpot_s(decodes, fewer, rates) - now_s
+    return sum(weight * horizon_s * later_s / now_s / each.remaining_tokens for each, weight in decodes)
+
+
+def taking_cost(movers: DecodesOf, slower: float, w: float, rates: StageRates) -> float:
+    """`Cost = sum_{r on e} M(r) / r.remaining + w sum_{r in B_d} H dTPOT(r) / TPOT(r) / r.remaining`, what decode loses with
+    the instance of `movers`; `slower`: the second sum (`slowdown`)."""
+    return moving_cost(movers, rates) + w * slower
 
 
 @dataclass(slots=True)
@@ -101,8 +111,8 @@ class GainCost:
         if not prompts or not takers or len(part.decoders) < 2:
             return None
         decodes, devices = sampled_decodes(part.decoders), len(part.decoders)
-        slower = self.w * slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
-        costs = {each.name: moving_cost(sampled_decodes((each,)), self.rates) + slower for each in takers}
+        slower = slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
+        costs = {each.name: taking_cost(sampled_decodes((each,)), slower, self.w, self.rates) for each in takers}
         member = min(takers, key=lambda each: (costs[each.name], each.name))
         before = [self._speed(view, each) for each in part.members]
         after = [1.0 if each is member else self._speed(view, each) for each in part.members]
@@ -168,7 +178,7 @@ class GainCost:
         slower = 0.0
         if len(other.decoders) > 1:
             devices, decodes = len(other.decoders), sampled_decodes(other.decoders)
-            slower = self.w * slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
+            slower = slowdown(decodes, devices, devices - 1, self.horizon_s, self.rates)
         theirs = sampled_prompts(other)
         costs: dict[str, float] = {}
         for each in other.members:
@@ -181,7 +191,7 @@ class GainCost:
             after = [0.0 if one is each else speed for one, speed in zip(other.members, before, strict=True)]
             costs[each.name] = self.w * prompts_gain(theirs, after, before)
             if each in other.decoders:
-                costs[each.name] += moving_cost(sampled_decodes((each,)), self.rates) + slower
+                costs[each.name] += taking_cost(sampled_decodes((each,)), slower, self.w, self.rates)
         if not costs:
             return ()
         name = min(costs, key=lambda each: (costs[each], each))
