@@ -41,7 +41,7 @@ from tierline.presets import ServingPreset, preset_of
 from tierline.runtime import serving_report
 from tierline.runtime.simulated_runs import spread
 from tierline.workloads.serving import judged
-from tierline.workloads.serving.judged import Load
+from tierline.workloads.serving.judged import START_S, Load
 from tierline.workloads.serving.judged import cells as all_cells
 
 TIMES, INSTANCES = "h100:Qwen2.5-VL-7B", 8
@@ -157,8 +157,8 @@ def possible(trace: ServedTrace, slo: Slo, from_ns: int) -> float:
 
 
 class Grid:
-    def __init__(self, data: Path, file: Path, sizes: Sizes, until_s: float) -> None:
-        self.data, self.file, self.sizes, self.until_s = data, file, sizes, until_s
+    def __init__(self, data: Path, file: Path, sizes: Sizes, until_s: float, start_s: int) -> None:
+        self.data, self.file, self.sizes, self.until_s, self.start_s = data, file, sizes, until_s, start_s
         self.found: dict[str, Any] = (
             json.loads(file.read_text()) if file.exists() else {"tierline": __version__, "runs": {}}
         )
@@ -167,7 +167,8 @@ class Grid:
     @lru_cache(maxsize=6)  # noqa: B019
     def trace(self, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int) -> ServedTrace:
         mm_share, repeat, load = cell
-        return judged(self.data, rate, seconds, mm_share=mm_share, repeat=repeat, load=load, seed=seed)
+        more: dict[str, Any] = {"mm_share": mm_share, "repeat": repeat, "load": load, "start_s": self.start_s}
+        return judged(self.data, rate, seconds, seed=seed, **more)
 
     def run(
         self, name: str, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int, factor: float
@@ -209,7 +210,9 @@ class Grid:
     # --- the grid
 
     def all(self) -> None:
+        there_s, self.start_s = self.start_s, START_S
         light = self.run("coupled", LIGHT_RATE, 120.0, (0.5, 0.0, "stationary"), CAPACITY_SEEDS[0], 0.0)
+        self.start_s = there_s
         self.judge = Judge(light["text_ttft_mean"], light["images_ttft_mean"], light["all_tpot_mean"])
         self.found["light"] = vars(self.judge)
         for cell in self.sizes.cells:
@@ -381,6 +384,10 @@ def main() -> int:
     )
     parser.add_argument("--cells", nargs="+", default=[], help="only these, as in 0.5,0,stationary")
     parser.add_argument("--factors", nargs="+", type=float, default=[], help="only these multiples of the SLO")
+    parser.add_argument(
+        "--start", type=int, default=0, metavar="S", help="another time of ServeGen's day (name another FILE): "
+        "adaptive and coupled alone, judged by the SLO of the time that is tuned on",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; the next call goes on")
     parser.add_argument("--file", type=Path, default=Path("docs/results/serving_grid.json"))
     parser.add_argument("--summary", action="store_true", help="only print the Markdown of what is there")
@@ -390,7 +397,9 @@ def main() -> int:
         each for each in sizes.cells if not given.cells or f"{each[0]:g},{each[1]:g},{each[2]}" in given.cells
     )
     sizes = replace(sizes, cells=cells, factors=tuple(given.factors) or sizes.factors)
-    grid = Grid(given.data, given.file, sizes, time.monotonic() + 60 * given.minutes)
+    if given.start:
+        sizes = replace(sizes, side=(), side_factors=())
+    grid = Grid(given.data, given.file, sizes, time.monotonic() + 60 * given.minutes, given.start or START_S)
     if not given.summary:
         try:
             grid.all()
