@@ -165,22 +165,25 @@ class Grid:
         self.judge: Judge | None = None
 
     @lru_cache(maxsize=6)  # noqa: B019
-    def trace(self, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int) -> ServedTrace:
+    def trace(
+        self, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int, start_s: int
+    ) -> ServedTrace:
         mm_share, repeat, load = cell
-        more: dict[str, Any] = {"mm_share": mm_share, "repeat": repeat, "load": load, "start_s": self.start_s}
-        return judged(self.data, rate, seconds, seed=seed, **more)
+        return judged(self.data, rate, seconds, mm_share=mm_share, repeat=repeat, load=load, seed=seed, start_s=start_s)
 
     def run(
         self, name: str, rate: float, seconds: float, cell: tuple[float, float, Load], seed: int, factor: float
     ) -> Any:
-        """The row of a run, from the file if it is there."""
+        """The row of a run, from the file if it is there. `factor` 0: the one that the SLO follows from, which is at the time
+        of day that is tuned on."""
         key = f"{name}|{cell[0]:g},{cell[1]:g},{cell[2]}|{rate:g}|{seconds:g}|{seed}|{factor:g}"
         if key not in self.found["runs"]:
             if time.monotonic() > self.until_s:
                 raise TimeoutError
             assert self.judge is not None or factor == 0
             slo = self.judge.slo(factor) if self.judge and factor else Slo(1_000_000_000, 40_000_000)
-            self.found["runs"][key] = self._simulate(name, self.trace(rate, seconds, cell, seed), slo)
+            trace = self.trace(rate, seconds, cell, seed, self.start_s if factor else START_S)
+            self.found["runs"][key] = self._simulate(name, trace, slo)
             scratch = self.file.with_suffix(".part")
             scratch.write_text(json.dumps(self.found, indent=0) + "\n")
             scratch.replace(self.file)
@@ -210,9 +213,7 @@ class Grid:
     # --- the grid
 
     def all(self) -> None:
-        there_s, self.start_s = self.start_s, START_S
         light = self.run("coupled", LIGHT_RATE, 120.0, (0.5, 0.0, "stationary"), CAPACITY_SEEDS[0], 0.0)
-        self.start_s = there_s
         self.judge = Judge(light["text_ttft_mean"], light["images_ttft_mean"], light["all_tpot_mean"])
         self.found["light"] = vars(self.judge)
         for cell in self.sizes.cells:
@@ -385,7 +386,7 @@ def main() -> int:
     parser.add_argument("--cells", nargs="+", default=[], help="only these, as in 0.5,0,stationary")
     parser.add_argument("--factors", nargs="+", type=float, default=[], help="only these multiples of the SLO")
     parser.add_argument(
-        "--start", type=int, default=0, metavar="S", help="another time of ServeGen's day (name another FILE): "
+        "--start", type=int, default=START_S, metavar="S", help="another time of ServeGen's day (name another FILE): "
         "adaptive and coupled alone, judged by the SLO of the time that is tuned on",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long; the next call goes on")
@@ -397,9 +398,9 @@ def main() -> int:
         each for each in sizes.cells if not given.cells or f"{each[0]:g},{each[1]:g},{each[2]}" in given.cells
     )
     sizes = replace(sizes, cells=cells, factors=tuple(given.factors) or sizes.factors)
-    if given.start:
+    if given.start != START_S:
         sizes = replace(sizes, side=(), side_factors=())
-    grid = Grid(given.data, given.file, sizes, time.monotonic() + 60 * given.minutes, given.start or START_S)
+    grid = Grid(given.data, given.file, sizes, time.monotonic() + 60 * given.minutes, given.start)
     if not given.summary:
         try:
             grid.all()

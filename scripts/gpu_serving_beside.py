@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -47,16 +46,13 @@ def beside(settings: Settings, tell: Tell) -> None:
     tower: Any = Tower(family, layers, hidden, patches, dtype)
     blocks = 2 * (DECODES * (2 * answer) + 2 * chunk) // BLOCK_TOKENS + DECODES
     engine = models.make_engine("beside", family, Desk(), blocks, token_budget=chunk + DECODES)
-    rng = random.Random(0)
     asked = 0
-
-    def prompt(tokens: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(SHAPES[shape]["vocab_size"]) for _ in range(tokens))
 
     def queue(tokens: int, count: int, output: int) -> None:
         nonlocal asked
         asked += 1
-        models.queue(engine, [prompt(tokens) for _ in range(count)], output, f"q{asked}.")
+        prompts = models.prompts_of(count, tokens, SHAPES[shape]["vocab_size"], seed=asked)
+        models.queue(engine, prompts, output, f"q{asked}.")
         engine.instance.step()  # decided before all of them were there
 
     def step() -> float:

@@ -26,6 +26,7 @@ from tierline.core.served_trace import ServedTrace
 from tierline.core.slo import Slo
 from tierline.core.stage_times import StageTimes
 from tierline.perf.device_times import stage_times
+from tierline.perf.stage_time_online import PartedTimes
 from tierline.presets import ServingPreset, preset_of
 from tierline.runtime import serving_report
 from tierline.runtime.driver import Driver
@@ -133,7 +134,7 @@ def parse_kill(text: str) -> Kill:
 
 
 @lru_cache(maxsize=4)
-def times_of(name: str) -> StageTimes:
+def times_of(name: str) -> PartedTimes:
     """Stage times by name, made once a process."""
     return stage_times(name)
 

@@ -104,10 +104,9 @@ def serving(
     """
     from tierline import serving_experiments as experiments
     from tierline.core.slo import Slo
-    from tierline.perf.device_times import profile_named
 
     if profile:
-        profile_named(profile).check(model, device)
+        experiments.times_of(profile).profile.check(model, device)
     simulated.check_folders(json_file, plot)
     experiment = experiments.ServingExperiment(
         source=workload,

@@ -129,7 +129,7 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
         number = 0
         while scenes.count < MOST_ITERATIONS and (time.monotonic() < until or len(scenes.fitted) < ENOUGH_ITERATIONS):
             enough = len(scenes.fitted) >= ENOUGH_ITERATIONS  # on a busy machine that comes before the clock
-            scenes.run(until if enough else float("inf"), held_out=number % HELD_OUT == HELD_OUT - 1, warm=number > 0)
+            scenes.run(until if enough else NEVER, held_out=number % HELD_OUT == HELD_OUT - 1, warm=number > 0)
             number += 1
             share = part - max(0.0, until - time.monotonic()) / options.seconds
             report(ITERATED * share, f"iterations: {scenes.count} measured")
@@ -154,7 +154,7 @@ def calibrate(settings: InstanceSettings, model: str, options: CalibrationOption
                 embedding_token_bytes=built.family.embedding.weight.shape[-1] * kv.keys.element_size(),
             ),
             transfer=_transfers(built),
-            preparation=Preparation(*preparation) if preparation else Preparation(),
+            preparation=Preparation(*preparation),
             overhead=Overhead(),  # what was measured has it in it
             advice=Advice(0, 0.0, 0.0, 0.0, 0.0, 0.0, ""),
             fit=Fit(0, 0.0, 0.0),
@@ -212,8 +212,7 @@ class _Scenes:
         into = (self.held_out if held_out else self.fitted) if warm else []
         for _ in range(decodes):
             self._ask(max(1, int(context * rng.uniform(0.7, 1.3))), OUTPUT_TOKENS)
-        while self._waiting() and self._step(until, into):
-            pass
+        self._prefill(until, into)
         for _ in range(DECODE_STEPS * bool(decodes)):
             self._step(until, into)
         for _ in range(4):
@@ -221,8 +220,7 @@ class _Scenes:
             self._ask(tokens, 1)
             if rng.random() < 0.3:
                 self._ask(max(1, tokens // 2), 1)
-            while self._waiting() and self._step(until, into):
-                pass
+            self._prefill(until, into)
         self._end()
 
     @property
@@ -239,8 +237,7 @@ class _Scenes:
             if self._built.instance.due is None:
                 for _ in range(count):
                     self._ask(context, OUTPUT_TOKENS)
-                while self._waiting():
-                    self._step(NEVER, [])
+                self._prefill(NEVER, [])
             return self._seconds()
 
         return Iteration(count, run)
@@ -286,6 +283,11 @@ class _Scenes:
         sampling = Sampling(output, temperature=0.0, ignore_eos=True)
         self._built.instance.deliver(RequestQueued(Request(name, prompt, sampling), ()))
         self._running.append(name)
+
+    def _prefill(self, until: float, into: list[Measured]) -> None:
+        """Run and time iterations until every prompt is computed, or the time is over."""
+        while self._waiting() and self._step(until, into):
+            pass
 
     def _waiting(self) -> bool:
         """Whether a prompt is not computed yet."""

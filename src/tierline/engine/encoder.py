@@ -10,6 +10,7 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -91,14 +92,13 @@ class EncoderLane:
         self._wake()
 
     def _embeddings(self, picture: Picture) -> torch.Tensor:
-        if self._stream is None:
-            with torch.inference_mode():
-                return self._family.encode([picture])[0].contiguous()
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
+        stream = self._stream
+        with torch.inference_mode(), nullcontext() if stream is None else torch.cuda.stream(stream):
             found = self._family.encode([picture])[0].contiguous()
-        self._stream.synchronize()
-        # Iterations read it on their stream: its memory goes to no other image before they have.
-        found.record_stream(torch.cuda.default_stream(found.device))
+        if stream is not None:
+            stream.synchronize()
+            # Iterations read it on their stream: its memory goes to no other image before they have.
+            found.record_stream(torch.cuda.default_stream(found.device))
         return found
 
     def _check(self, picture: Picture, made: int) -> None:

@@ -173,14 +173,13 @@ class OutputHistory:
     def learn(self, running: Iterable[int]) -> None:
         """Predict from here on by what has ended so far and by answers of `running` tokens that go on."""
         known, longer = np.array(self._sorted, dtype=np.int64), np.array([*running], dtype=np.int64)
+        self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + int(known.sum() + longer.sum())) / (PRIOR_ANSWERS + len(known))
         if not len(known):
             self._known, self._above, self._rest = [], [], []
-            self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + int(longer.sum())) / PRIOR_ANSWERS
             return
         shorter = np.bincount(np.searchsorted(known, longer, "right"), minlength=len(known) + 1).cumsum()
         left = len(known) + len(longer) - np.arange(len(known)) - shorter[:-1]
         above = np.cumprod(1 - 1 / left)
-        self._tail = (PRIOR_ANSWERS * PRIOR_TOKENS + int(known.sum() + longer.sum())) / (PRIOR_ANSWERS + len(known))
         last = above[-1] * self._beyond(int(known[-1]))
         rest = np.concatenate(([last], (above[:-1] * np.diff(known))[::-1])).cumsum()[::-1]
         self._known, self._above, self._rest = known.tolist(), above.tolist(), rest.tolist()

@@ -25,28 +25,6 @@ Load = Literal["stationary", "bursts", "drift"]
 LOADS: tuple[Load, ...] = ("stationary", "bursts", "drift")
 
 
-def judged_source(
-    data: Path,
-    rate: float,
-    seconds: float,
-    *,
-    mm_share: float = 0.5,
-    repeat: float = 0.0,
-    load: Load = "stationary",
-    start_s: int = START_S,
-) -> str:
-    """The source string of one cell. `data` holds servegen_mm_image/ and azure/AzureLLMInferenceTrace_conv.csv.
-
-    `bursts`: for 10 of every 60 s image requests come four times as often as between; `drift`: their share goes from
-    `mm_share` to 1 − `mm_share`. The mean rate is the same in all. `start_s`: the time of ServeGen's day, so which of its
-    clients send.
-    """
-    options = f"rate={rate:g}&seconds={seconds:g}&mm_share={mm_share:g}&repeat={repeat:g}&context={CONTEXT_TOKENS}"
-    options += {"stationary": "", "bursts": f"&{BURSTS}", "drift": f"&mm_share_end={1.0 - mm_share:g}"}[load]
-    images = f"servegen:{data / 'servegen_mm_image'}?start_s={start_s}&hold=1"
-    return f"mix?{options}+{images}+azure:{data / 'azure' / 'AzureLLMInferenceTrace_conv.csv'}"
-
-
 def judged(
     data: Path,
     rate: float,
@@ -58,9 +36,17 @@ def judged(
     seed: int = 0,
     start_s: int = START_S,
 ) -> ServedTrace:
-    """One cell's trace. Raises NotFound where the data is not, InvalidInput for values out of range."""
-    source = judged_source(data, rate, seconds, mm_share=mm_share, repeat=repeat, load=load, start_s=start_s)
-    return load_served(source, seed=seed)
+    """One cell's trace. `data` holds servegen_mm_image/ and azure/AzureLLMInferenceTrace_conv.csv.
+
+    `bursts`: for 10 of every 60 s image requests come four times as often as between; `drift`: their share goes from
+    `mm_share` to 1 − `mm_share`. The mean rate is the same in all. `start_s`: the time of ServeGen's day, so which of its
+    clients send. Raises NotFound where the data is not, InvalidInput for values out of range.
+    """
+    options = f"rate={rate:g}&seconds={seconds:g}&mm_share={mm_share:g}&repeat={repeat:g}&context={CONTEXT_TOKENS}"
+    options += {"stationary": "", "bursts": f"&{BURSTS}", "drift": f"&mm_share_end={1.0 - mm_share:g}"}[load]
+    images = f"servegen:{data / 'servegen_mm_image'}?start_s={start_s}&hold=1"
+    text = f"azure:{data / 'azure' / 'AzureLLMInferenceTrace_conv.csv'}"
+    return load_served(f"mix?{options}+{images}+{text}", seed=seed)
 
 
 def cells() -> Iterator[tuple[float, float, Load]]:
